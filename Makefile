@@ -1,0 +1,85 @@
+# Every target does the set-up it needs by itself; what is set up already costs a tenth of a second.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lab-up lab-down test test-unit check bench install uninstall clean
+
+VENV := .venv/bin
+SCRIPTS := setup/packages setup/venv setup/install setup/uninstall setup/make-key .ci/run vagrant/provision
+
+# What "sudo make" leaves in a checkout must not be in the way of the checkout's owner.
+ifneq ($(shell id -u),$(shell stat --format %u .))
+export MYPY_CACHE_DIR := /dev/null
+export PYTHONDONTWRITEBYTECODE := 1
+export RUFF_NO_CACHE := true
+endif
+
+define need_root
+@[ "$$(id -u)" -eq 0 ] || { echo "make $@ needs root: run 'sudo make $@'" >&2; exit 1; }
+endef
+
+define set_up
+@setup/packages
+@setup/venv
+endef
+
+define set_up_unprivileged
+@setup/packages run check
+@setup/venv
+endef
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+
+setup: ## Debian packages and .venv (root, unless the packages are there)
+	$(set_up)
+
+demo: ## shows in a minute what this does, in network namespaces (root)
+	$(need_root)
+	$(set_up)
+	@$(VENV)/python -m lab.demo
+
+lab-up: ## client, router, balancer and three nodes to try things in (root)
+	$(need_root)
+	$(set_up)
+	@$(VENV)/python -m lab up
+
+lab-down: ## takes the lab away (root)
+	$(need_root)
+	$(set_up)
+	@$(VENV)/python -m lab down
+
+test: ## all tests (root)
+	$(need_root)
+	$(set_up)
+	@$(VENV)/python -m pytest -p no:cacheprovider
+
+test-unit: ## the tests that need no root
+	$(set_up_unprivileged)
+	@$(VENV)/python -m pytest -p no:cacheprovider -m "not root"
+
+check: ## ruff, mypy, shellcheck, import rules, generated files
+	$(set_up_unprivileged)
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+	shellcheck $(SCRIPTS)
+	$(VENV)/python -m docs.generate --check
+	$(VENV)/python -m pytest -p no:cacheprovider -q tests/unit/test_imports.py
+
+bench: ## measures the balancer against direct connections, side by side (root)
+	$(need_root)
+	$(set_up)
+	@$(VENV)/python -m bench
+
+install: ## balancer and packetbridge into /opt/l3dsr and /usr/local/bin, and a handoff key (root)
+	@setup/packages run
+	@setup/install
+
+uninstall: ## takes all of that away but the key (root)
+	@setup/uninstall
+
+clean: ## removes .venv and all caches
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

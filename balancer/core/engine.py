@@ -1,0 +1,306 @@
+"""The balancer's core: packets and the time in, packets out.
+
+The shell asks `BalancerCore.plan` first. A packet of an established flow has a plan, is rewritten in place
+and sent; every other packet goes to `receive`, which finds the connection's state and the event that the
+segment is to it, and carries out the rule that `machine.RULES` has for the two.
+"""
+
+from collections.abc import Callable, Iterable
+
+from balancer.core import handover, icmp_errors, preamble, refusal
+from balancer.core.classify import Arrival, check_flags, classify
+from balancer.core.connection import Answered, Collecting, Flow
+from balancer.core.connections import Connections
+from balancer.core.handshake import Greeter
+from balancer.core.machine import RULES, Action
+from balancer.core.preamble import Verdict
+from balancer.core.service import Limits, Service
+from common.counters import Counters
+from common.limit import TokenBucket
+from common.tables import TableFullError
+from common.tcp import reset
+from common.tcp.activity import REACH, Activity, Phase
+from common.wire import ipv4, plain, rewrite, seq, syncookie
+from common.wire import segment as segments
+from common.wire.errors import WireError
+from common.wire.handoff import Handoff
+from common.wire.mac import Mac
+from common.wire.offload import Packet
+from common.wire.rewrite import Rewrite
+from common.wire.segment import FlowKey, Segment
+
+CONTESTED_SECONDS = syncookie.LIFETIME_SECONDS
+"""After a SYN on a flow's 4-tuple: as long as the cookie that answered it may be good."""
+_MASK = seq.MODULUS - 1
+
+
+class BalancerCore:
+    """One service's connections.
+
+    ``mac`` keys the SYN cookies, ``sign`` puts key id and tag on a handoff, ``wall_clock`` gives seconds
+    since the epoch. ``now`` is seconds of one monotonic clock throughout.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        mac: Mac,
+        sign: Callable[[Handoff], Handoff],
+        wall_clock: Callable[[], int],
+        limits: Limits | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        self.service = service
+        self.counters: Counters[str] = Counters()
+        self._sign = sign
+        self._wall_clock = wall_clock
+        self._greeter = Greeter(service, mac, limits)
+        self._connections = Connections(limits)
+        self._find_flow = self._connections.flows.get
+        self._resets = TokenBucket(limits.resets_per_second, limits.resets_per_second)
+        self._actions: dict[Action, Callable[[Arrival], Iterable[Packet]]] = {
+            Action.ANSWER_SYN: self._answer_syn,
+            Action.REMEMBER: self._remember,
+            Action.ANSWER_PROBE: self._answer_probe,
+            Action.COLLECT: self._collect,
+            Action.START_OVER: self._start_over,
+            Action.CLOSE: self._close,
+            Action.CONTEST: self._contest,
+            Action.FORWARD: self._forward,
+            Action.HAND_OFF_AGAIN: self._hand_off_again,
+            Action.ANSWER_AGAIN: self._answer_again,
+            Action.RESET: lambda arrival: self._reset(arrival.segment, arrival.now),
+            Action.FORGET: self._forget,
+            Action.IGNORE: lambda _: (),
+        }
+
+    def plan(self, buffer: bytearray, at: int, length: int, now: float) -> Rewrite | None:
+        """The plan for the packet whose IP header stands at ``at``, if it is ordinary data of a flow."""
+        flow = self._find_flow(bytes(buffer[at + segments.FLOW_KEY_AT : at + segments.FLOW_KEY_END]))
+        if flow is None or flow.plan is None:
+            return None
+        size = plain.payload_size(buffer, at, length)
+        activity = flow.activity
+        if size is None or activity.phase is not Phase.OPEN:
+            return None
+        start = int.from_bytes(buffer[at + 24 : at + 28], "big")
+        if size and start == flow.handshake.first:
+            return None
+        end = start + size & _MASK
+        if (end - activity.next) & _MASK < REACH:
+            activity.next = end
+        activity.seen = now
+        return flow.plan
+
+    def receive(self, packet: Packet, now: float) -> list[Packet]:
+        """Take any packet for the VIP. Returns packets to be routed by their destination."""
+        try:
+            if ipv4.parse_untrusted(packet.data).protocol == ipv4.PROTOCOL_ICMP:
+                return self._receive_icmp(packet)
+            segment = segments.parse_untrusted(packet)
+            check_flags(segment)
+        except WireError as error:
+            self.counters[f"dropped_{error.reason}"] += 1
+            return []
+        window = self.service.preamble_window
+        arrival = classify(self._connections, self._greeter, segment, window, now)
+        action = RULES[arrival.state, arrival.event].action
+        self.counters[action.value] += 1
+        return list(self._actions[action](arrival))
+
+    def next_deadline(self) -> float | None:
+        """When `on_timeout` wants to be called, if at all."""
+        deadlines = (self._connections.next_deadline(), self._greeter.next_deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def on_timeout(self, now: float) -> list[Packet]:
+        self._greeter.expire(now)
+        packets: list[Packet] = []
+        for key in self._connections.expire(now):
+            collecting = self._connections.collecting.get(key)
+            if collecting is not None:
+                self.counters[Action.GIVE_UP_KEY.value] += 1
+                packets += self._give_up_key(key, collecting, now)
+        return packets
+
+    def node_of(self, key: FlowKey) -> str | None:
+        """The name of the node that has the flow ``key`` (client to VIP)."""
+        flow = self._connections.flows.get(key)
+        return flow and flow.node.name
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Entries of each table."""
+        return {"half_open": len(self._greeter), **self._connections.sizes}
+
+    # Handshake
+
+    def _answer_syn(self, arrival: Arrival) -> Iterable[Packet]:
+        if not segments.checksum_holds(arrival.segment):
+            self.counters["dropped_bad_checksum"] += 1
+            return
+        yield segments.emit(self._greeter.answer_syn(arrival.segment, arrival.now))
+
+    def _remember(self, arrival: Arrival) -> Iterable[Packet]:
+        if self._connections.verified.put(arrival.key, arrival.handshake, arrival.now):
+            self._greeter.forget(arrival.key, arrival.handshake)
+        else:
+            self.counters["verified_table_full"] += 1
+        return ()
+
+    def _answer_probe(self, arrival: Arrival) -> Iterable[Packet]:
+        yield segments.emit(refusal.acknowledge_nothing(self.service, arrival.segment, arrival.handshake))
+
+    def _contest(self, arrival: Arrival) -> Iterable[Packet]:
+        """A SYN changes nothing, but what comes next may belong to another connection of the same 4-tuple."""
+        flow = self._flow(arrival.key)
+        contested = flow._replace(plan=None, contested_until=arrival.now + CONTESTED_SECONDS)
+        self._connections.flows.replace(arrival.key, contested)
+        return self._answer_syn(arrival)
+
+    def _forget(self, arrival: Arrival) -> Iterable[Packet]:
+        self._connections.forget(arrival.key)
+        return ()
+
+    # First payload
+
+    def _start_over(self, arrival: Arrival) -> Iterable[Packet]:
+        self._connections.forget(arrival.key)
+        return self._collect(arrival)
+
+    def _collect(self, arrival: Arrival) -> Iterable[Packet]:
+        key, segment, now = arrival.key, arrival.segment, arrival.now
+        known = self._connections.collecting.get(key) or Collecting(arrival.handshake)
+        repeated = preamble.repeats(known, segment)
+        collecting = preamble.extended(known, segment, now)
+        verdict = preamble.judge(self.service, collecting)
+        if verdict is None and collecting.prefix:
+            if repeated:
+                verdict = preamble.judge_unread(self.service, collecting, "key_unread_at_retransmission")
+            elif preamble.is_complete(collecting, self.service.preamble_window):
+                verdict = preamble.judge_unread(self.service, collecting, "key_unread_at_end")
+        if verdict is not None:
+            return self._carry_out(verdict, key, collecting, now)
+        if repeated:  # while the stream's start is missing: nothing new
+            return ()
+        if len(collecting.segments) <= preamble.MAX_SEGMENTS and self._connections.hold(key, collecting):
+            self._greeter.forget(key, collecting.handshake)
+            return ()
+        self.counters["preamble_no_room"] += 1
+        if not collecting.prefix:
+            return ()
+        verdict = preamble.judge_unread(self.service, collecting, "key_unread_for_want_of_room")
+        return self._carry_out(verdict, key, collecting, now)
+
+    def _give_up_key(self, key: FlowKey, collecting: Collecting, now: float) -> Iterable[Packet]:
+        if not collecting.prefix:
+            self._connections.forget(key)
+            return ()
+        verdict = preamble.judge_unread(self.service, collecting, "key_unread_in_time")
+        return self._carry_out(verdict, key, collecting, now)
+
+    def _carry_out(
+        self, verdict: Verdict, key: FlowKey, collecting: Collecting, now: float
+    ) -> Iterable[Packet]:
+        if verdict.reason:
+            self.counters[verdict.reason] += 1
+        last = collecting.segments[-1]
+        handshake = collecting.handshake
+        self._greeter.forget(key, handshake)
+        if verdict.node is not None:
+            flow = Flow(handshake, verdict.node, Activity(handshake.first, now), now, verdict.node.plan)
+            try:
+                kept = self._connections.establish(key, flow)
+            except TableFullError:
+                self.counters["flow_table_full"] += 1
+                return self._carry_out(preamble.unavailable(collecting), key, collecting, now)
+            return self._hand_off(key, kept, collecting.segments, now)
+        if not all(segments.checksum_holds(segment) for segment in collecting.segments):
+            self.counters["dropped_bad_checksum"] += 1
+            self._connections.forget(key)
+            return ()
+        if verdict.answer:
+            end = preamble.contiguous_end(collecting)
+            return self._answer(key, last, Answered(handshake, verdict.answer, end), now)
+        self._connections.forget(key)
+        return self._reset(last, now)
+
+    # Established
+
+    def _hand_off(self, key: FlowKey, flow: Flow, held: Iterable[Segment], now: float) -> Iterable[Packet]:
+        """The newest segment at the stream's start as handoff, the others behind it as they came."""
+        first = flow.handshake.first
+        starts = [segment for segment in held if segment.seq == first and segment.payload]
+        others = [segment for segment in held if segment.seq != first]
+        for segment in (*starts, *others):
+            flow.activity.observe(segment, now)
+        self._connections.attend(key, flow)
+        wall_seconds = self._wall_clock()
+        parcel = handover.pack(self.service, flow.node, flow.handshake, starts[-1], self._sign, wall_seconds)
+        if parcel is None:
+            self.counters["dropped_bad_checksum"] += 1
+            return
+        self.counters[f"handoffs_to_{flow.node.name}"] += 1
+        yield segments.emit(parcel.handoff)
+        for segment in (*parcel.rest, *others):
+            yield rewrite.applied(flow.node.plan, segments.emit(segment))
+
+    def _hand_off_again(self, arrival: Arrival) -> Iterable[Packet]:
+        return self._hand_off(arrival.key, self._flow(arrival.key), (arrival.segment,), arrival.now)
+
+    def _forward(self, arrival: Arrival) -> Iterable[Packet]:
+        flow = self._flow(arrival.key)
+        flow.activity.observe(arrival.segment, arrival.now)
+        self._connections.attend(arrival.key, flow)
+        if flow.plan is None and arrival.now >= flow.contested_until:
+            self._connections.flows.replace(arrival.key, flow._replace(plan=flow.node.plan))
+        yield rewrite.applied(flow.node.plan, segments.emit(arrival.segment))
+
+    def _receive_icmp(self, packet: Packet) -> list[Packet]:
+        key = icmp_errors.client_key_untrusted(packet)
+        flow = self._connections.flows.get(key)
+        if flow is None:
+            self.counters["dropped_icmp_of_unknown_flow"] += 1
+            return []
+        self.counters["forward_icmp"] += 1
+        return [icmp_errors.to_node(packet, key[:4], flow.node, self.service.vip_index)]
+
+    def _flow(self, key: FlowKey) -> Flow:
+        flow = self._connections.flows.get(key)
+        if flow is None:
+            raise KeyError(key)
+        return flow
+
+    # Answers of our own
+
+    def _close(self, arrival: Arrival) -> Iterable[Packet]:
+        """The client has closed without a word."""
+        handshake = arrival.handshake
+        self._greeter.forget(arrival.key, handshake)
+        answered = Answered(handshake, b"", seq.add(handshake.first, 1))
+        return self._answer(arrival.key, arrival.segment, answered, arrival.now)
+
+    def _answer(self, key: FlowKey, segment: Segment, answered: Answered, now: float) -> Iterable[Packet]:
+        if not self._connections.answer(key, answered, now):
+            self.counters["answered_table_full"] += 1
+            return self._reset(segment, now)
+        return [segments.emit(refusal.answer(self.service, segment, answered))]
+
+    def _answer_again(self, arrival: Arrival) -> Iterable[Packet]:
+        answered = self._connections.answered.get(arrival.key)
+        if answered is None:
+            raise KeyError(arrival.key)
+        answered = refusal.advanced(answered, arrival.segment)
+        self._connections.answered.put(arrival.key, answered, arrival.now)
+        reply = refusal.reply(self.service, arrival.segment, answered)
+        return [] if reply is None else [segments.emit(reply)]
+
+    def _reset(self, segment: Segment, now: float) -> Iterable[Packet]:
+        made = reset.answer(segment)
+        if made is None:
+            return
+        if self._resets.take(now):
+            self.counters["resets_sent"] += 1
+            yield segments.emit(made)
+        else:
+            self.counters["resets_suppressed"] += 1

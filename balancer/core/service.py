@@ -1,0 +1,74 @@
+"""What the balancer is configured to do, as the core sees it."""
+
+from enum import Enum
+from typing import NamedTuple
+
+from common.hashing.maglev import DEFAULT_SIZE, LookupTable, build
+from common.hashing.request_key import DEFAULT_KEY_SPEC, DEFAULT_TARGET_LIMIT, KeySpec
+from common.wire import handoff, rewrite
+from common.wire.rewrite import Rewrite
+
+
+class NonHttp(Enum):
+    """What becomes of a connection whose first bytes are not HTTP."""
+
+    RESET = "reset"
+    HASH = "hash"
+    """It goes to the node of its 4-tuple."""
+
+
+class Node(NamedTuple):
+    """A node and how its flows' packets are rewritten: one value, shared by all of them."""
+
+    name: str
+    address: bytes
+    """Bridge address, 4 bytes."""
+    plan: Rewrite
+
+
+class Service(NamedTuple):
+    """One VIP and port with the nodes behind it."""
+
+    vip: bytes
+    port: int
+    vip_index: int
+    """1 to 63, travels as the DSCP."""
+    nodes: dict[str, Node]
+    table: LookupTable | None
+    """None where no node can take a connection."""
+    key: KeySpec = DEFAULT_KEY_SPEC
+    hash_seed: int = 0
+    non_http: NonHttp = NonHttp.RESET
+    promised_scale: int = 7
+    max_payload: int = handoff.MAX_PAYLOAD
+    """Payload bytes of a handoff that fit into the smallest path MTU to any node."""
+    target_limit: int = DEFAULT_TARGET_LIMIT
+
+    @property
+    def preamble_window(self) -> int:
+        """Bytes that a client may send before a node answers: ten segments."""
+        return 10 * self.max_payload
+
+
+class Limits(NamedTuple):
+    """Bounds on memory and on answers to strangers. Sizes are entries, unless they say bytes."""
+
+    half_open: int = 65_536
+    verified: int = 65_536
+    collecting: int = 16_384
+    collecting_bytes: int = 64 << 20
+    answered: int = 16_384
+    flows: int = 1_000_000
+    resets_per_second: float = 1000.0
+
+
+def make_nodes(
+    vip: bytes, port: int, vip_index: int, nodes: dict[str, tuple[bytes, int]]
+) -> tuple[dict[str, Node], LookupTable | None]:
+    """Nodes and lookup table for name -> (bridge address, weight); a node of weight 0 gets no connections."""
+    made = {
+        name: Node(name, address, rewrite.to_destination((vip, port), (address, port), index=vip_index))
+        for name, (address, _) in nodes.items()
+    }
+    weights = {name: weight for name, (_, weight) in nodes.items()}
+    return made, build(weights, DEFAULT_SIZE) if any(weights.values()) else None

@@ -1,0 +1,109 @@
+"""What both commands' options have in common: their types, defaults and errors.
+
+The defaults fit the lab and the Vagrant boxes (lab/topology.json).
+"""
+
+import argparse
+import logging
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from typing import NoReturn
+
+DEFAULT_VIP = IPv4Address("192.168.33.10")
+DEFAULT_PORT = 80
+DEFAULT_INDEX = 1
+DEFAULT_NODE = "node1=192.168.33.20"
+DEFAULT_BRIDGE = IPv4Address("192.168.33.20")
+DEFAULT_BACKEND = "192.168.33.30:80"
+ENGINES = ("raw",)
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used: one line that says what is wrong, where, and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    address: IPv4Address
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}"
+
+    @property
+    def wire(self) -> tuple[bytes, int]:
+        """Address in network order, and port."""
+        return self.address.packed, self.port
+
+
+def parse_address(text: str) -> IPv4Address:
+    try:
+        address = IPv4Address(text)
+    except AddressValueError:
+        raise ConfigError(f"{text!r} is not an IPv4 address such as 192.168.33.10") from None
+    if address.is_multicast or address.is_unspecified or address.is_loopback or address.is_reserved:
+        raise ConfigError(f"{address} is not the address of one host")
+    return address
+
+
+def parse_endpoint(text: str, default_port: int = DEFAULT_PORT) -> Endpoint:
+    """ADDR[:PORT]."""
+    address, colon, port = text.partition(":")
+    return Endpoint(parse_address(address), parse_number(port, 1, 65535, "port") if colon else default_port)
+
+
+def parse_number(text: str, low: int, high: int, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        raise ConfigError(f"{what} {text!r} is not a number from {low} to {high}")
+    return int(text)
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """The same text on every terminal, so that documents can quote it."""
+    return argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=30, width=100)
+
+
+class Parser(argparse.ArgumentParser):
+    """Explains every option with its default; an error is one line and exit code 2."""
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(
+            prog=name,
+            description=description,
+            formatter_class=_formatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def add_common_options(parser: Parser, default_key_file: Path) -> None:
+    secrecy = parser.add_mutually_exclusive_group()
+    secrecy.add_argument(
+        "--key-file",
+        metavar="FILE",
+        type=Path,
+        default=default_key_file,
+        help="the handoff key, the same on the balancer and its nodes: one or two lines of 32 hex digits,"
+        " current and previous; read again at SIGHUP",
+    )
+    secrecy.add_argument(
+        "--insecure",
+        action="store_true",
+        help="no secret key: whoever can send to a node can then forge requests from any address",
+    )
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="the data plane")
+    parser.add_argument(
+        "--log-level", choices=LOG_LEVELS, default="info", help="what to log to standard error"
+    )
+
+
+def configure_logging(name: str, level: str) -> logging.Logger:
+    """The daemon's logger: one line per event, on standard error. Libraries speak up from warnings on."""
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(name)s %(levelname)s: %(message)s", force=True)
+    logger = logging.getLogger(name)
+    logger.setLevel(level.upper())
+    return logger

@@ -1,0 +1,161 @@
+"""What both daemons do as processes: signals, reloading, reporting, and how errors end them."""
+
+import logging
+import math
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import trio
+
+from common.config import ConfigError
+from common.dataplane import RawPlane
+from common.keyring import KeySource
+from common.net.errors import HostError
+from common.net.packet_socket import Tap
+from common.net.tun import Tun
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_REACTED_TO = (signal.SIGHUP, signal.SIGUSR1)
+WATCH_SECONDS = 2.0
+SILENCE_SECONDS = 600.0
+PLANE_COMPLAINTS = {
+    "tap_kernel_drops": "packets are lost, as they come faster than they are passed on",
+    "tun_refused": "the kernel refuses packets that are written to the TUN device: is it up?",
+}
+"""Counters of the raw plane that should not grow, and what to tell the operator when they do."""
+
+
+def run_command(name: str, serve: Callable[[], None]) -> None:
+    """Run a daemon; what keeps it from running is one line on standard error and exit code 2.
+
+    Signals that come while it starts wait until it can heed them, and those that come while it cleans up do
+    not break that off.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPPING, *_REACTED_TO))
+    try:
+        with _single_error():
+            serve()
+    except (ConfigError, HostError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def serve(
+    plane: RawPlane,
+    keys: KeySource,
+    announce: Callable[[], None],
+    counters: Callable[[], Mapping[str, int]],
+    complaints: Mapping[str, str],
+    logger: logging.Logger,
+) -> None:
+    """Move packets until SIGTERM or SIGINT. SIGHUP reads the keys again, SIGUSR1 logs the counters.
+
+    ``announce`` is called once signals are heeded; ``complaints`` are those of `complain`.
+    """
+
+    def report() -> None:
+        log_counters(logger, counters())
+
+    reactions = {signal.SIGHUP: lambda: reload_keys(keys, logger), signal.SIGUSR1: report}
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plane.run)
+            nursery.start_soon(complain, counters, {**PLANE_COMPLAINTS, **complaints}, logger)
+            announce()
+
+    ended_by = trio.run(_run_until_stopped, main, reactions)
+    report()
+    logger.info("stopped by %s", ended_by.name)
+
+
+def reload_keys(keys: KeySource, logger: logging.Logger) -> None:
+    if keys.is_insecure:
+        logger.info("nothing to reload: --insecure needs no key file")
+        return
+    try:
+        keys.reload()
+    except ConfigError as error:
+        logger.error("key file not reloaded, the old keys stay: %s", error)
+    else:
+        logger.info("key file reloaded")
+
+
+def plane_counters(plane: RawPlane, tun: Tun, taps: Iterable[Tap]) -> dict[str, int]:
+    """Packets that never reached the core, on which it failed, or that the kernel did not take."""
+    return {
+        "bugs": plane.failures,
+        "tap_errors": sum(tap.errors for tap in taps),
+        "tap_kernel_drops": sum(tap.kernel_drops() for tap in taps),
+        "tap_malformed": sum(tap.malformed for tap in taps),
+        "tun_malformed": tun.malformed,
+        "tun_refused": tun.refused.total(),
+    }
+
+
+def log_counters(logger: logging.Logger, counters: Mapping[str, int]) -> None:
+    """One line of name=number, zeros left out."""
+    said = " ".join(f"{name}={number}" for name, number in sorted(counters.items()) if number)
+    logger.info("counters: %s", said or "nothing yet")
+
+
+async def complain(
+    counters: Callable[[], Mapping[str, int]], complaints: Mapping[str, str], logger: logging.Logger
+) -> None:
+    """Warn, for ever, of each counter in ``complaints`` that grows, and then not again for a while."""
+    known = counters()
+    quiet_until = dict.fromkeys(complaints, -math.inf)
+    while True:
+        await trio.sleep(WATCH_SECONDS)
+        present, now = counters(), trio.current_time()
+        for name, complaint in complaints.items():
+            if present.get(name, 0) > known.get(name, 0) and now >= quiet_until[name]:
+                quiet_until[name] = now + SILENCE_SECONDS
+                logger.warning("%s (%s=%d)", complaint, name, present[name])
+        known = present
+
+
+async def _run_until_stopped(
+    main: Callable[[], Awaitable[None]], reactions: Mapping[signal.Signals, Callable[[], None]]
+) -> signal.Signals:
+    """Which of the stopping signals came. Signals are blocked before and afterwards."""
+    heeded = (*_STOPPING, *reactions)
+    with trio.open_signal_receiver(*heeded) as arriving:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(main)
+                async for number in arriving:
+                    received = signal.Signals(number)
+                    if received in _STOPPING:
+                        nursery.cancel_scope.cancel()
+                        return received
+                    reactions[received]()
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
+    raise AssertionError("signals do not end")
+
+
+@contextmanager
+def _single_error() -> Iterator[None]:
+    """Raise the one error that a nursery has wrapped in a group, or the first of several that say the same.
+
+    A device that is gone is noticed by whoever reads from it and by whoever writes to it.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        first, *others = _errors_of(group)
+        if any(repr(other) != repr(first) for other in others):
+            raise
+        raise first from None
+
+
+def _errors_of(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _errors_of(error)
+        else:
+            yield error

@@ -1,0 +1,140 @@
+"""The raw data plane: one loop that both daemons run, each around its own core.
+
+A port (tap or TUN) fills one receive buffer. The core has a plan for a packet of an established flow, which
+is then rewritten in place and written to the TUN; every other packet is given to the core as a value.
+
+A packet that brings a bug of ours to light must not end the service of all others: it is dropped and
+counted, and the first one at each place in the code is logged with its traceback. A host on which nothing
+can be sent any more ends the loop with `HostError`.
+"""
+
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+import trio
+
+from common.net.buffer import IP_AT, VNET_AT, new_buffer
+from common.net.errors import HostError
+from common.net.tun import Tun
+from common.wire import offload, rewrite
+from common.wire.offload import Packet
+from common.wire.rewrite import Rewrite
+
+BATCH = 64
+"""Packets taken from one port before others have their turn."""
+TIMER_PAUSE_SECONDS = 0.001
+"""Timers that fall due within it are run together."""
+
+
+class Port(Protocol):
+    """What packets come from: `Tap` or `Tun`."""
+
+    def fileno(self) -> int: ...
+
+    def receive_into(self, buffer: bytearray) -> int:
+        """Bytes of the next IP packet, which then is at `IP_AT`; 0 for one to skip. Or BlockingIOError."""
+        ...
+
+
+class Intake(NamedTuple):
+    """A port, and which of the core's functions take what comes from it."""
+
+    port: Port
+    plan: Callable[[bytearray, int, int, float], Rewrite | None]
+    receive: Callable[[Packet, float], list[Packet]]
+
+
+class Timed(Protocol):
+    """The core's timers, in seconds of `time.monotonic`."""
+
+    def next_deadline(self) -> float | None: ...
+
+    def on_timeout(self, now: float) -> list[Packet]: ...
+
+
+class RawPlane:
+    """Moves packets until cancelled. ``tun`` takes everything that is sent."""
+
+    def __init__(self, tun: Tun, intakes: Iterable[Intake], timed: Timed, logger: logging.Logger) -> None:
+        self.failures = 0
+        """Packets and timers that were given up because of a bug."""
+        self._tun = tun
+        self._intakes = list(intakes)
+        self._timed = timed
+        self._logger = logger
+        self._logged: set[tuple[str, int | None]] = set()
+        self._alarm = trio.CancelScope()
+        self._alarm_at = math.inf
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_time)
+            for intake in self._intakes:
+                nursery.start_soon(self._pump, intake)
+
+    def send(self, packets: Iterable[Packet]) -> None:
+        for packet in packets:
+            self._tun.send_packet(packet.data, offload.emit(packet.offload))
+
+    async def _pump(self, intake: Intake) -> None:
+        buffer = new_buffer()
+        while True:
+            await trio.lowlevel.wait_readable(intake.port)
+            now = time.monotonic()
+            try:
+                self._drain(intake, buffer, now)
+            except HostError:
+                raise
+            except Exception as error:  # noqa: BLE001 - see the module's head
+                self._give_up(error)
+            self._advance_alarm(now)
+
+    def _drain(self, intake: Intake, buffer: bytearray, now: float) -> None:
+        port, plan_for, receive = intake
+        receive_into, send, apply = port.receive_into, self._tun.send, rewrite.apply
+        for _ in range(BATCH):
+            try:
+                length = receive_into(buffer)
+            except BlockingIOError:
+                return
+            if not length:
+                continue
+            plan = plan_for(buffer, IP_AT, length, now)
+            if plan is not None:
+                apply(plan, buffer, IP_AT)
+                send(buffer, length)
+            else:
+                said = offload.parse(memoryview(buffer)[VNET_AT:IP_AT])
+                packet = Packet(bytes(buffer[IP_AT : IP_AT + length]), said)
+                self.send(receive(packet, now))
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._alarm, self._alarm_at = trio.CancelScope(), math.inf
+            self._advance_alarm(time.monotonic())
+            with self._alarm:
+                await trio.sleep_forever()
+            try:
+                self.send(self._timed.on_timeout(time.monotonic()))
+            except HostError:
+                raise
+            except Exception as error:  # noqa: BLE001 - see the module's head
+                self._give_up(error)
+
+    def _advance_alarm(self, now: float) -> None:
+        """To the core's next deadline, where that is earlier; one that moved later costs one vain wake-up."""
+        deadline = self._timed.next_deadline()
+        if deadline is not None and deadline < self._alarm_at:
+            self._alarm_at = deadline
+            self._alarm.deadline = trio.current_time() + max(deadline - now, TIMER_PAUSE_SECONDS)
+
+    def _give_up(self, error: Exception) -> None:
+        self.failures += 1
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        if (where.filename, where.lineno) not in self._logged:
+            self._logged.add((where.filename, where.lineno))
+            self._logger.error("a bug: packet dropped, more from the same place only count", exc_info=error)

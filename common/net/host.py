@@ -1,0 +1,39 @@
+"""Checks of the host before anything is touched; each raises `HostError` and changes nothing."""
+
+from pathlib import Path
+
+from common.net.errors import HostError
+
+_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
+_TUN_DEVICE = Path("/dev/net/tun")
+_RP_FILTER = "net.ipv4.conf.all.rp_filter"
+_STRICT = 1
+
+
+def require_privileges(status: Path = Path("/proc/self/status")) -> None:
+    """CAP_NET_ADMIN and CAP_NET_RAW; root has both, except in many containers."""
+    effective = next(
+        int(line.split()[1], 16) for line in status.read_text().splitlines() if line.startswith("CapEff:")
+    )
+    for bit, name in ((_CAP_NET_ADMIN, "CAP_NET_ADMIN"), (_CAP_NET_RAW, "CAP_NET_RAW")):
+        if not effective >> bit & 1:
+            raise HostError(f"not permitted: run as root (the capability {name} is missing)")
+
+
+def require_tun_device(path: Path = _TUN_DEVICE) -> None:
+    if not path.exists():
+        raise HostError(f"{path} does not exist: load the kernel module with `modprobe tun`")
+
+
+def require_no_strict_rp_filter(proc_sys: Path = Path("/proc/sys")) -> None:
+    """The kernel takes the larger of `all` and the device's own value, and our TUN's own is 0.
+
+    Strict filtering would drop what the daemon writes to its TUN, whose sources are clients beyond
+    other interfaces.
+    """
+    value = int((proc_sys / _RP_FILTER.replace(".", "/")).read_text())
+    if value == _STRICT:
+        raise HostError(
+            f"strict reverse path filtering ({_RP_FILTER} = 1) would drop the traffic: "
+            f"run `sysctl -w {_RP_FILTER}=2` (or 0)"
+        )

@@ -1,0 +1,3 @@
+"""What parsers read from."""
+
+Buffer = bytes | bytearray | memoryview

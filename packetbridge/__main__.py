@@ -1,0 +1,5 @@
+"""`python -m packetbridge`."""
+
+from packetbridge.cli import main
+
+main()

@@ -1,0 +1,21 @@
+"""Requests from the lab's hosts, and where NGINX is asked without a balancer."""
+
+import hashlib
+
+from lab import Host
+
+NODE1 = "http://192.168.33.30"
+NODE2 = "http://192.168.33.31"
+NODE3 = "http://192.168.33.32"
+
+
+def curl(host: Host, *arguments: str) -> str:
+    """What curl writes. Raises LabError where it fails."""
+    return host.run(["curl", "-sS", "--max-time", "20", *arguments]).stdout
+
+
+def md5_of_download(host: Host, url: str) -> str:
+    target = host.directory / "download"
+    curl(host, "-o", str(target), url)
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

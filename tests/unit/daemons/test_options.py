@@ -1,0 +1,124 @@
+"""The two commands' options: what they mean, and how bad ones are refused."""
+
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Address
+
+import pytest
+
+import balancer.config
+import packetbridge.config
+from balancer.config import NodeConfig
+from balancer.core.service import NonHttp
+from common.config import Endpoint
+from common.hashing.request_key import KeySpec
+from lab.topology import load
+from packetbridge.config import VipConfig
+
+Parse = Callable[[list[str]], object]
+
+
+def test_the_defaults_fit_the_topology_of_lab_and_boxes() -> None:
+    topology = load()
+    node = topology.nodes[0]
+    service = topology.service
+    vip = Endpoint(IPv4Address(str(service.vip)), service.port)
+    given = balancer.config.parse([])
+    assert (given.vip, given.vip_index) == (vip, service.dscp)
+    assert given.nodes == (NodeConfig(node.name, IPv4Address(str(node.bridge)), 1),)
+    bridge = packetbridge.config.parse([])
+    assert bridge.bridge == IPv4Address(str(node.bridge))
+    backend = Endpoint(IPv4Address(str(node.backend)), service.port)
+    assert bridge.vips == (VipConfig(service.dscp, vip, backend),)
+
+
+def test_balancer_options_mean_what_they_say() -> None:
+    text = (
+        "--listen 10.0.0.1:8080 --node a=10.0.0.2 --node b-2=10.0.0.3@0 --dscp 63 --hash-key segments:2"
+        " --hash-seed 18446744073709551615 --non-http hash --window-scale 10 --insecure"
+    )
+    given = balancer.config.parse(text.split())
+    assert given.vip == Endpoint(IPv4Address("10.0.0.1"), 8080)
+    assert given.nodes == (
+        NodeConfig("a", IPv4Address("10.0.0.2"), 1),
+        NodeConfig("b-2", IPv4Address("10.0.0.3"), 0),
+    )
+    assert (given.vip_index, given.key, given.hash_seed) == (63, KeySpec("segments", 2), 2**64 - 1)
+    assert (given.non_http, given.promised_scale, given.insecure) == (NonHttp.HASH, 10, True)
+
+
+def test_packetbridge_options_mean_what_they_say() -> None:
+    text = "--listen 10.0.0.2 --backend 10.0.0.9:8080 --vip 1=10.0.0.1 --vip 7=10.0.0.1:443@10.0.0.8:8443"
+    given = packetbridge.config.parse(text.split())
+    assert given.bridge == IPv4Address("10.0.0.2")
+    assert given.vips == (
+        VipConfig(1, Endpoint(IPv4Address("10.0.0.1"), 80), Endpoint(IPv4Address("10.0.0.9"), 8080)),
+        VipConfig(7, Endpoint(IPv4Address("10.0.0.1"), 443), Endpoint(IPv4Address("10.0.0.8"), 8443)),
+    )
+
+
+BAD_FOR_BALANCER = {
+    "--listen 300.1.1.1": "'300.1.1.1' is not an IPv4 address",
+    "--listen 10.0.0.1:0": "port '0' is not a number from 1 to 65535",
+    "--listen 10.0.0.1:": "port '' is not a number",
+    "--listen 127.0.0.1": "127.0.0.1 is not the address of one host",
+    "--listen 224.0.0.1": "224.0.0.1 is not the address of one host",
+    "--node 10.0.0.2": "--node '10.0.0.2' is not NAME=ADDR[@WEIGHT]",
+    "--node a=b": "'b' is not an IPv4 address",
+    "--node a=10.0.0.2@-1": "weight of node 'a' '-1' is not a number from 0 to 1000",
+    "--node a=10.0.0.2 --node a=10.0.0.3": "two nodes have the name 'a'",
+    "--node a=10.0.0.2 --node b=10.0.0.2": "two nodes have the address '10.0.0.2'",
+    "--listen 10.0.0.2 --node a=10.0.0.2": "node 'a' has the address of the VIP",
+    "--dscp 0": "--dscp '0' is not a number from 1 to 63",
+    "--dscp 64": "--dscp '64' is not a number from 1 to 63",
+    "--dscp ¹": "--dscp '¹' is not a number from 1 to 63",
+    "--hash-key cookie": "hash key 'cookie' is none of: path, uri, segments:N",
+    "--hash-key segments:0": "hash key 'segments:0' is none of",
+    "--hash-seed -1": "--hash-seed",
+    "--window-scale 15": "--window-scale '15' is not a number from 0 to 14",
+    "--engine magic": "--engine: invalid choice: 'magic'",
+    "--key-file k --insecure": "--insecure: not allowed with argument --key-file",
+    "--list 10.0.0.1": "unrecognized arguments: --list",
+}
+
+BAD_FOR_PACKETBRIDGE = {
+    "--listen 10.0.0.256": "'10.0.0.256' is not an IPv4 address",
+    "--backend 10.0.0.9:99999": "port '99999' is not a number from 1 to 65535",
+    "--vip 10.0.0.1": "--vip '10.0.0.1' is not DSCP=ADDR",
+    "--vip 64=10.0.0.1": "DSCP '64' is not a number from 1 to 63",
+    "--vip 1=10.0.0.1 --vip 1=10.0.0.3@10.0.0.8:80": "two VIPs have the DSCP 1",
+    "--vip 1=10.0.0.1 --vip 2=10.0.0.1@10.0.0.8:80": "two VIPs have the address and port 10.0.0.1:80",
+    "--vip 1=10.0.0.1 --vip 2=10.0.0.3": "two VIPs have the backend 192.168.33.30:80",
+    "--listen 10.0.0.1 --vip 1=10.0.0.1": "--listen 10.0.0.1 is the address of a VIP",
+    "--max-flows 0": "--max-flows '0' is not a number from 1",
+}
+
+
+@pytest.mark.parametrize(
+    ("parse", "arguments", "complaint"),
+    [(balancer.config.parse, *bad) for bad in BAD_FOR_BALANCER.items()]
+    + [(packetbridge.config.parse, *bad) for bad in BAD_FOR_PACKETBRIDGE.items()],
+)
+def test_a_bad_option_is_one_line_and_exit_code_2(
+    parse: Parse, arguments: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments.split())
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("parse", [balancer.config.parse, packetbridge.config.parse])
+def test_help_explains_every_option_with_its_default(
+    parse: Parse, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"])
+    assert ended.value.code == 0
+    options = capsys.readouterr().out.partition("options:")[2]
+    blocks = [" ".join(block.split()) for block in re.split(r"\n  (?=-)", options)[1:]]
+    assert len(blocks) > 7
+    for block in blocks:
+        assert "(default: " in block or block.startswith("-h"), block
