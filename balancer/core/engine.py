@@ -209,6 +209,8 @@ class BalancerCore:
         self._greeter.forget(key, handshake)
         if verdict.node is not None:
             flow = Flow(handshake, verdict.node, Activity(handshake.first, now), now, verdict.node.plan)
+            if self._greeter.awaits(key):
+                flow = flow._replace(plan=None, contested_until=now + CONTESTED_SECONDS)
             try:
                 kept = self._connections.establish(key, flow)
             except TableFullError:

@@ -66,6 +66,10 @@ class Greeter:
         if hello is not None and hello.client_isn == handshake.client_isn:
             self._half_open.delete(key)
 
+    def awaits(self, key: FlowKey) -> bool:
+        """Whether a SYN of the 4-tuple has been answered whose handshake is not complete."""
+        return key in self._half_open
+
     def expire(self, now: float) -> None:
         self._half_open.expire(now)
 

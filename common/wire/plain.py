@@ -10,7 +10,6 @@ _LOOK = struct.Struct(">BxHxxHxB22xH")
 _FIRST = 0x45
 _FRAGMENT = 0x3FFF
 _PLAIN_MASK, _PLAIN = tcp.ACK | tcp.SYN | tcp.FIN | tcp.RST, tcp.ACK
-_MIN_SIZE = ipv4.HEADER_SIZE + tcp.HEADER_SIZE
 
 
 def payload_size(buffer: Buffer, at: int, length: int) -> int | None:
@@ -22,7 +21,7 @@ def payload_size(buffer: Buffer, at: int, length: int) -> int | None:
     first, total, fragment, protocol, offset_flags = _LOOK.unpack_from(buffer, at)
     if first != _FIRST or fragment & _FRAGMENT or protocol != ipv4.PROTOCOL_TCP:
         return None
-    if offset_flags & _PLAIN_MASK != _PLAIN or not _MIN_SIZE <= total <= length:
+    if offset_flags & _PLAIN_MASK != _PLAIN or total > length:
         return None
     size = (offset_flags >> 12) * 4
     payload: int = total - ipv4.HEADER_SIZE - size

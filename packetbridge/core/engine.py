@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from common.counters import Counters
 from common.deadlines import Deadlines
-from common.tcp.activity import Phase
+from common.tcp.activity import REACH, Phase
 from common.wire import dscp, ipv4, segment, seq, tcp
 from common.wire.buffer import Buffer
 from common.wire.errors import WireError
@@ -38,6 +38,7 @@ QUESTION_SECONDS = 10.0
 """How long the kernel's answer may take before it is asked again."""
 
 _KEY_AND_SEQ = struct.Struct(">12sI")
+_MASK = seq.MODULUS - 1
 _SPLICED = (State.ECHOING, State.ESTABLISHED)
 
 
@@ -99,7 +100,8 @@ class PacketbridgeCore:
         if plan is None or client.phase is not Phase.OPEN:
             return None
         client.seen = now
-        if payload and seq.gt(end := seq.add(start, payload), client.next):
+        end = start + payload & _MASK
+        if end - client.next & _MASK < REACH:
             client.next = end
         return plan
 
@@ -116,7 +118,8 @@ class PacketbridgeCore:
         if plan is None or backend.phase is not Phase.OPEN:
             return None
         backend.seen = now
-        if payload and seq.gt(end := seq.add(start, payload), backend.next):
+        end = start + payload & _MASK
+        if end - backend.next & _MASK < REACH:
             backend.next = end
         return plan
 

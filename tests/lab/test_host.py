@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from lab import Host, Lab, LabError
-from lab.process import POLL_SECONDS, Process
+from lab import Host, Lab
+from lab.process import Process
 from lab.testbed import daemon_program
 from tests.lab.fetch import NODE2, curl, md5_of_download
 from tests.lab.footprint import footprint
 from tests.lab.observed import counters_of, daemon_of, tun_of
+from tests.lab.sockets import await_that
 
 pytestmark = pytest.mark.root
 
@@ -31,14 +32,6 @@ both = pytest.mark.parametrize("program", list(STARTED))
 
 def host_of(lab: Lab, program: str) -> Host:
     return lab.balancer if program == "balancer" else lab.nodes[0]
-
-
-def await_that(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise LabError(f"not so within {seconds} s")
-        time.sleep(POLL_SECONDS)
 
 
 @contextmanager

@@ -144,14 +144,29 @@ def test_new_handshake_replaces_a_connection_that_was_answered() -> None:
     assert old.scene.core.sizes["answered"] == 0
 
 
-def test_syn_between_handshake_and_payload_leaves_each_handshake_its_own_options() -> None:
+@pytest.fixture
+def twins() -> tuple[Client, Client]:
+    """Two handshakes of one 4-tuple, both answered; the cookie alone knows of the first."""
     scene = Scene()
     first = Client(scene, stamps=False, mss=1411).greet()
-    second = Client(scene, stamps=False, mss=1333, isn=77, scale=2).greet()
+    return first, Client(scene, stamps=False, mss=1333, isn=77, scale=2).greet()
+
+
+def test_later_handshake_keeps_its_options_when_the_earlier_one_completes(
+    twins: tuple[Client, Client],
+) -> None:
+    first, second = twins
     first.send()
+    assert second.send(OTHER_GET) == [handoff_packet(second, OTHER_GET, window=502 << 2)]
+
+
+def test_flow_whose_4_tuple_was_greeted_anew_before_its_payload_came_can_be_replaced(
+    twins: tuple[Client, Client],
+) -> None:
+    first, second = twins
+    handed_over = first.send(GET)
     first.scale, first.sack = None, False
-    assert first.send(GET) == [handoff_packet(first, GET, mss=1400, window=502)]
-    scene.receive(second.syn())
+    assert handed_over == [handoff_packet(first, GET, mss=1400, window=502)]
     assert second.send(OTHER_GET) == [handoff_packet(second, OTHER_GET, window=502 << 2)]
 
 

@@ -55,6 +55,7 @@ def rst(seq: int) -> Sent:
         ([fin(1000), rst(1001)], Phase.RESET, 1001),
         ([fin(1010), rst(1000)], Phase.RESET, 1000),
         ([rst(1000), fin(1000)], Phase.FINISHED, 1001),
+        ([fin(1000), rst(1001), Sent(1000)], Phase.FIN_AHEAD, 1001),
     ],
 )
 def test_end_that_closes_is_understood(sent: list[Sent], phase: Phase, expected: int) -> None:
