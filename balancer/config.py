@@ -16,8 +16,10 @@ from common.config import (
     Parser,
     add_common_options,
     parse_address,
+    parse_command,
     parse_endpoint,
     parse_number,
+    require_distinct,
 )
 from common.hashing.request_key import DEFAULT_KEY_SPEC, KeySpec, parse_key_spec
 from common.keyring import DEFAULT_KEY_FILE
@@ -58,13 +60,7 @@ class BalancerConfig:
 
 
 def parse(arguments: Sequence[str] | None = None) -> BalancerConfig:
-    """Exits with 0 after --help, and with 2 and one line on standard error if something is wrong."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    try:
-        return _validated(options)
-    except ConfigError as error:
-        parser.error(str(error))
+    return parse_command(make_parser(), arguments, _validated)
 
 
 def make_parser() -> Parser:
@@ -129,8 +125,8 @@ def make_parser() -> Parser:
 def _validated(options: argparse.Namespace) -> BalancerConfig:
     vip = parse_endpoint(options.listen)
     nodes = tuple(_parse_node(text) for text in getattr(options, "node", None) or [DEFAULT_NODE])
-    _require_distinct("name", [node.name for node in nodes])
-    _require_distinct("address", [str(node.address) for node in nodes])
+    require_distinct("nodes", "the name", [node.name for node in nodes])
+    require_distinct("nodes", "the address", [node.address for node in nodes])
     for node in nodes:
         if node.address == vip.address:
             raise ConfigError(f"node {node.name!r} has the address of the VIP, {vip.address}")
@@ -160,9 +156,3 @@ def _parse_node(text: str) -> NodeConfig:
     address, at, weight = rest.partition("@")
     number = parse_number(weight, 0, MAX_WEIGHT, f"weight of node {name!r}") if at else DEFAULT_WEIGHT
     return NodeConfig(name, parse_address(address), number)
-
-
-def _require_distinct(what: str, values: list[str]) -> None:
-    for value in values:
-        if values.count(value) > 1:
-            raise ConfigError(f"two nodes have the {what} {value!r}")

@@ -5,10 +5,11 @@ The defaults fit the lab and the Vagrant boxes (lab/topology.json).
 
 import argparse
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 DEFAULT_VIP = IPv4Address("192.168.33.10")
 DEFAULT_PORT = 80
@@ -78,6 +79,30 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+Settings = TypeVar("Settings")
+
+
+def parse_command(
+    parser: Parser, arguments: Sequence[str] | None, validate: Callable[[argparse.Namespace], Settings]
+) -> Settings:
+    """A command's options, validated as a whole.
+
+    Exits with 0 after --help, and with 2 and one line on standard error if something is wrong.
+    """
+    options = parser.parse_args(arguments)
+    try:
+        return validate(options)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def require_distinct(whose: str, what: str, values: Sequence[object]) -> None:
+    """`ConfigError` "two ``whose`` have ``what`` ..." where a value stands twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigError(f"two {whose} have {what} {value}: each needs its own")
 
 
 def add_common_options(parser: Parser, default_key_file: Path) -> None:

@@ -16,8 +16,10 @@ from common.config import (
     Parser,
     add_common_options,
     parse_address,
+    parse_command,
     parse_endpoint,
     parse_number,
+    require_distinct,
 )
 from common.keyring import DEFAULT_KEY_FILE
 from common.wire import dscp
@@ -51,13 +53,7 @@ class PacketbridgeConfig:
 
 
 def parse(arguments: Sequence[str] | None = None) -> PacketbridgeConfig:
-    """Exits with 0 after --help, and with 2 and one line on standard error if something is wrong."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    try:
-        return _validated(options)
-    except ConfigError as error:
-        parser.error(str(error))
+    return parse_command(make_parser(), arguments, _validated)
 
 
 def make_parser() -> Parser:
@@ -104,9 +100,9 @@ def _validated(options: argparse.Namespace) -> PacketbridgeConfig:
     backend = parse_endpoint(options.backend)
     texts = getattr(options, "vip", None) or [f"{DEFAULT_INDEX}={DEFAULT_VIP}"]
     vips = tuple(_parse_vip(text, backend) for text in texts)
-    _require_distinct("the DSCP", [str(vip.index) for vip in vips])
-    _require_distinct("the address and port", [str(vip.vip) for vip in vips])
-    _require_distinct("the backend", [str(vip.backend) for vip in vips])
+    require_distinct("VIPs", "the DSCP", [vip.index for vip in vips])
+    require_distinct("VIPs", "the address and port", [vip.vip for vip in vips])
+    require_distinct("VIPs", "the backend", [vip.backend for vip in vips])
     for vip in vips:
         if bridge == vip.vip.address:
             raise ConfigError(f"--listen {bridge} is the address of a VIP: it must be one of this host alone")
@@ -131,9 +127,3 @@ def _parse_vip(text: str, default_backend: Endpoint) -> VipConfig:
         vip=parse_endpoint(vip),
         backend=parse_endpoint(backend) if at else default_backend,
     )
-
-
-def _require_distinct(what: str, values: list[str]) -> None:
-    for value in values:
-        if values.count(value) > 1:
-            raise ConfigError(f"two VIPs have {what} {value}: each needs its own")
