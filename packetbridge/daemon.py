@@ -95,7 +95,7 @@ class KeptCore:
     def on_timeout(self, now: float) -> list[Packet]:
         packets, questions = self._core.on_timeout(now)
         for key in questions:
-            self._core.socket_exists(key, self._exists(key), now)
+            packets += self._core.socket_exists(key, self._exists(key), now)
         self._write_down()
         return packets
 

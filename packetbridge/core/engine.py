@@ -72,6 +72,7 @@ class PacketbridgeCore:
         self._flows = Flows(services, self._limits.flows)
         self._intake = Intake(verify, wall_clock, self._limits.tombstones)
         self._strangers = Strangers(self._limits.strangers, self._limits.resets_per_second, self.counters)
+        self._revisits = restoration.Revisits()
         self._idle: Deadlines[FlowKey] = Deadlines(resolution=1.0)
         self._rounds = Rounds()
 
@@ -233,11 +234,16 @@ class PacketbridgeCore:
 
     def next_deadline(self) -> float | None:
         """When `on_timeout` has something to do."""
-        deadlines = (self._idle.next(), self._rounds.next_deadline(), self._strangers.next_deadline())
+        deadlines = (
+            self._idle.next(),
+            self._rounds.next_deadline(),
+            self._strangers.next_deadline(),
+            self._revisits.next_deadline(),
+        )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def on_timeout(self, now: float) -> Timeouts:
-        timeouts = Timeouts(self._strangers.due(now), [])
+        timeouts = Timeouts(self._strangers.due(now), self._revisits.due(now))
         for key in self._rounds.due(now):
             if flow := self._flows.of_backend(key):
                 self._rounds.add(key, now)
@@ -255,13 +261,15 @@ class PacketbridgeCore:
                 timeouts.questions.append(key)
         return timeouts
 
-    def socket_exists(self, key: FlowKey, exists: bool, now: float) -> None:
-        """The kernel's answer to a question of `on_timeout`."""
+    def socket_exists(self, key: FlowKey, exists: bool, now: float) -> list[Packet]:
+        """The kernel's answer to a question of `on_timeout`. Returns packets to send."""
+        if saved := self._revisits.visit(key, now):
+            return self._revisit(saved, exists, now)
         flow = self._flows.of_backend(key)
         if flow is None or flow.state not in _SPLICED or flow.idle_deadline() > now:
-            return
+            return []
         event = Event.SOCKET_EXISTS if exists else Event.SOCKET_GONE
-        self._run(event, flow, self._step(flow, None, now))
+        return self._run(event, flow, self._step(flow, None, now))
 
     # --- what outlives the process
 
@@ -282,8 +290,8 @@ class PacketbridgeCore:
         if not socket_exists:
             self.counters["restored_without_socket"] += 1
             self._intake.bury(saved.key, saved.origin, now)
-            self._strangers.expect(saved.key, now)
-            return [restoration.probe(served, saved)]
+            self._revisits.plan(saved, now)
+            return self._probe(saved, now)
         if self._flows.of_backend(saved.key) or len(self._flows) >= self._flows.capacity:
             self.counters["restored_in_vain"] += 1
             return []
@@ -291,7 +299,23 @@ class PacketbridgeCore:
         flow = restoration.flow_of(served, saved, now)
         self._flows.put(flow, None)
         self._rounds.add(flow.key, now)
+        self._revisits.plan(saved, now)
         return []
+
+    def _revisit(self, saved: FlowRecord, exists: bool, now: float) -> list[Packet]:
+        """A restored flow whose socket has died since is lost, too; a probe that was lost is repeated."""
+        flow = self._flows.of_backend(saved.key)
+        if flow is None:
+            return self._probe(saved, now) if self._strangers.expects(saved.key) else []
+        if exists or flow.state not in _SPLICED or not flow.origin.is_same(saved.origin):
+            return []
+        self.counters["restored_in_vain"] += 1
+        self._run(Event.SOCKET_GONE, flow, self._step(flow, None, now))
+        return self._probe(saved, now)
+
+    def _probe(self, saved: FlowRecord, now: float) -> list[Packet]:
+        self._strangers.expect(saved.key, now)
+        return [restoration.probe(self._services[saved.vip_index], saved)]
 
     # --- the state machine
 

@@ -35,6 +35,9 @@ class Strangers:
         self._lost.expire(now)
         self._lost.put(key, None, now)
 
+    def expects(self, key: FlowKey) -> bool:
+        return key in self._lost
+
     def meet(self, key: FlowKey, service: Service, received: Segment, now: float) -> list[Packet]:
         """What to send at once. The newest segment is kept: what it acknowledges makes a later RST exact."""
         self._lost.expire(now)

@@ -143,5 +143,5 @@ class Packetbridge(Daemon):
         timeouts = self.core.on_timeout(now)
         self._send(timeouts.packets)
         for key in timeouts.questions:
-            self.core.socket_exists(key, self._exists(key), now)
+            self._send(self.core.socket_exists(key, self._exists(key), now))
         self._keep_journal()

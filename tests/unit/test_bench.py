@@ -83,7 +83,7 @@ def test_direct_is_measured_before_and_after_the_balancer() -> None:
     field = field_of(load())
     assert [each.name for each in field.in_turn] == ["direct", "l3dsr-raw", "direct again"]
     assert field.balanced.url("/1k") == "http://192.168.33.10:80/1k"
-    assert field.direct.url("/1k") == field.again.url("/1k") == "http://192.168.33.30:80/1k"
+    assert field.direct.url("/1k") == field.again.url("/1k") == "http://192.168.33.40:80/1k"
 
 
 @pytest.fixture

@@ -89,6 +89,14 @@ def test_record_that_makes_no_sense_is_refused(at: int) -> None:
         record.parse_untrusted(PACKED[:at] + b"\x70" + PACKED[at + 1 :])
 
 
+def visited(scene: Scene, *, exists: bool) -> list[bytes]:
+    """What is sent once the kernel has been asked again for a restored flow's socket."""
+    sent, questions = scene.pass_time(2.5)
+    assert (sent, questions) == ([], [BACKEND_KEY])
+    packets = scene.core.socket_exists(BACKEND_KEY, exists, scene.now)
+    return [packet.data for packet in packets]
+
+
 @quickly
 @given(data=st.binary(min_size=record.SIZE, max_size=record.SIZE) | st.binary())
 def test_hostile_record_is_refused_or_means_its_bytes(data: bytes) -> None:
@@ -109,7 +117,10 @@ def test_restored_flow_goes_on_where_it_was() -> None:
     assert scene.fast_balancer(segment) == built(at_backend(segment))
     assert scene.fast_backend(reply) == built(at_client(reply))
     assert scene.core.flows() == [saved]
-    assert scene.pass_time(7502) == ([], [BACKEND_KEY])
+    assert visited(scene, exists=True) == visited(scene, exists=True) == []
+    assert scene.core.flows() == [saved]
+    assert scene.pass_time(7490) == ([], [])
+    assert scene.pass_time(12) == ([], [BACKEND_KEY])
 
 
 def test_restored_flow_ends_when_both_sides_finish() -> None:
@@ -120,6 +131,8 @@ def test_restored_flow_ends_when_both_sides_finish() -> None:
     scene.core.restore(saved, scene.now, socket_exists=True)
     scene.balancer(from_client(sent=0, flags=ACK | FIN))
     scene.backend(from_backend(flags=ACK | FIN))
+    visited(scene, exists=True)
+    visited(scene, exists=True)
     assert scene.pass_time(61) == ([], [])
     assert scene.core.sizes["flows"] == 0
 
@@ -144,11 +157,39 @@ def test_flow_whose_socket_is_gone_is_probed_and_its_client_reset_when_it_answer
     sent = scene.core.restore(saved, scene.now, socket_exists=False)
     assert [packet.data for packet in sent] == [built(probe)]
     reset = Described(from_client=False, seq=add(LI, 123_457), ack=0, flags=RST, window=0)
+    assert visited(scene, exists=False) == visited(scene, exists=False) == [built(probe)]
     assert scene.balancer(from_client(got=123_456)) == [built(reset)]
     assert scene.pass_time(5) == ([], [])
     reset_of_replay = reset._replace(seq=add(LI, 1))
     assert scene.balancer(handoff()) == [built(reset_of_replay)]
     assert scene.counters["replayed_handoff"] == 1
+
+
+def test_restored_flow_whose_socket_dies_soon_after_is_lost_too() -> None:
+    """The client's RST to the backend's own address was on its way while the kernel was asked."""
+    killed = Scene()
+    killed.settle()
+    (saved,) = killed.core.flows()
+    scene = Scene()
+    scene.core.restore(saved, scene.now, socket_exists=True)
+    probe = Described(from_client=False, seq=LI, ack=CI + 1, flags=ACK, window=0)
+    assert visited(scene, exists=False) == [built(probe)]
+    assert scene.core.sizes["flows"] == 0
+    assert scene.core.journal == [Ended(BACKEND_KEY)]
+    assert visited(scene, exists=False) == [built(probe)]
+    reset = Described(from_client=False, seq=add(LI, 501), ack=0, flags=RST, window=0)
+    assert scene.balancer(from_client(got=500)) == [built(reset)]
+
+
+def test_flow_that_took_a_restored_ones_place_is_left_alone() -> None:
+    killed = Scene()
+    killed.settle()
+    (saved,) = killed.core.flows()
+    scene = Scene()
+    scene.core.restore(saved, scene.now, socket_exists=True)
+    scene.balancer(handoff(client_isn=CI + 900_000, balancer_isn=LI + 5))
+    assert visited(scene, exists=False) == []
+    assert scene.core.sizes["flows"] == 1
 
 
 def test_record_of_a_service_that_has_changed_is_left_out() -> None:
