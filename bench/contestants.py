@@ -32,9 +32,12 @@ class Field:
 
 
 def field_of(topology: Topology) -> Field:
-    """Every workload asks for one path only, so through the balancer, too, one NGINX has all of the load."""
+    """Every workload asks for one path only, so through the balancer, too, one NGINX has all of the load.
+
+    Direct connections go to NGINX's second address: all replies from the first one pass the packetbridge.
+    """
     service = topology.service
-    backend = str(topology.nodes[0].backend)
+    backend = str(topology.nodes[0].second_backend)
     return Field(
         direct=Contestant("direct", backend, service.port),
         balanced=Contestant("l3dsr-raw", str(service.vip), service.port),

@@ -25,7 +25,7 @@ class Result:
 def markdown(result: Result) -> str:
     rounds = result.effort.rounds
     lines = [
-        f"Side by side, {rounds} rounds, {_machine()}. Ratios to `direct` of the same round.",
+        f"Side by side; rounds: {rounds}; {_machine()}. Ratios to `direct` of the same round.",
         "",
         *_table(
             ("", "contestant", "ratio min", "median", "max", "value (median)", "failed", "wanted", "reached"),
