@@ -9,6 +9,7 @@ from balancer.core.machine import Event, State
 from balancer.core.preamble import contiguous_end
 from common.wire import handoff, seq, tcp
 from common.wire.errors import WireError
+from common.wire.offload import Packet
 from common.wire.segment import FlowKey, Segment
 
 NOBODY = Handshake(0, 0, 0, None, False, False)
@@ -19,6 +20,7 @@ class Arrival(NamedTuple):
     """A segment that has come, and what it was recognised as."""
 
     key: FlowKey
+    packet: Packet
     segment: Segment
     state: State
     event: Event
@@ -38,13 +40,13 @@ def check_flags(segment: Segment) -> None:
 
 
 def classify(
-    connections: Connections, greeter: Greeter, segment: Segment, window: int, now: float
+    connections: Connections, greeter: Greeter, packet: Packet, segment: Segment, window: int, now: float
 ) -> Arrival:
     """``window`` is how many bytes a client may send before a node answers."""
     key = segment.key
     state = connections.state_of(key)
     event, handshake = _event_of(connections, greeter, state, segment, window, now)
-    return Arrival(key, segment, state, event, handshake, now)
+    return Arrival(key, packet, segment, state, event, handshake, now)
 
 
 def _event_of(

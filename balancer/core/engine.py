@@ -31,6 +31,7 @@ from common.wire.segment import FlowKey, Segment
 
 CONTESTED_SECONDS = syncookie.LIFETIME_SECONDS
 """After a SYN on a flow's 4-tuple: as long as the cookie that answered it may be good."""
+_ICMP = bytes((ipv4.PROTOCOL_ICMP,))
 _MASK = seq.MODULUS - 1
 
 
@@ -94,8 +95,9 @@ class BalancerCore:
 
     def receive(self, packet: Packet, now: float) -> list[Packet]:
         """Take any packet for the VIP. Returns packets to be routed by their destination."""
+        packet = segments.without_padding(packet)
         try:
-            if ipv4.parse_untrusted(packet.data).protocol == ipv4.PROTOCOL_ICMP:
+            if packet.data[ipv4.PROTOCOL_AT : ipv4.PROTOCOL_AT + 1] == _ICMP:
                 return self._receive_icmp(packet)
             segment = segments.parse_untrusted(packet)
             check_flags(segment)
@@ -103,7 +105,7 @@ class BalancerCore:
             self.counters[f"dropped_{error.reason}"] += 1
             return []
         window = self.service.preamble_window
-        arrival = classify(self._connections, self._greeter, segment, window, now)
+        arrival = classify(self._connections, self._greeter, packet, segment, window, now)
         action = RULES[arrival.state, arrival.event].action
         self.counters[action.value] += 1
         return list(self._actions[action](arrival))
@@ -256,7 +258,7 @@ class BalancerCore:
         self._connections.attend(arrival.key, flow)
         if flow.plan is None and arrival.now >= flow.contested_until:
             self._connections.flows.replace(arrival.key, flow._replace(plan=flow.node.plan))
-        yield rewrite.applied(flow.node.plan, segments.emit(arrival.segment))
+        yield rewrite.applied(flow.node.plan, arrival.packet)
 
     def _receive_icmp(self, packet: Packet) -> list[Packet]:
         key = icmp_errors.client_key_untrusted(packet)

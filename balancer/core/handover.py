@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from balancer.core.connection import Handshake
-from balancer.core.handshake import stamps_of
 from balancer.core.service import Node, Service
-from common.wire import dscp, handoff, seq, tcp
+from common.wire import dscp, handoff, seq, tcp, tcp_options
 from common.wire import segment as segments
 from common.wire.handoff import Handoff
 from common.wire.offload import GSO_NONE
@@ -49,7 +48,7 @@ def pack(
             mss=handshake.mss,
             window_scale=handshake.window_scale,
             sack_permitted=handshake.sack_permitted,
-            timestamps=stamps_of(segment) if handshake.timestamps else None,
+            timestamps=tcp_options.timestamps_untrusted(segment.options) if handshake.timestamps else None,
             promised_scale=0 if handshake.window_scale is None else service.promised_scale,
             fin=bool(first.flags & tcp.FIN),
             time=handoff.time_of(wall_seconds),

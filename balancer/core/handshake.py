@@ -120,15 +120,8 @@ def answer_stamps(segment: Segment) -> bytes:
 
     Our TSval stays what the client last echoed, since a node's continues it.
     """
-    stamps = stamps_of(segment)
+    stamps = tcp_options.timestamps_untrusted(segment.options)
     return tcp_options.emit_timestamps(stamps and Timestamps(stamps.echo, stamps.value))
-
-
-def stamps_of(segment: Segment) -> Timestamps | None:
-    try:
-        return tcp_options.timestamps(tcp_options.parse_untrusted(segment.options))
-    except WireError:
-        return None
 
 
 def _said(segment: Segment) -> SynOptions:
@@ -140,7 +133,7 @@ def _said(segment: Segment) -> SynOptions:
 
 
 def _handshake(segment: Segment, client_isn: int, isn: int, mss: int, known: SynOptions | None) -> Handshake:
-    stamps = stamps_of(segment)
+    stamps = tcp_options.timestamps_untrusted(segment.options)
     if known is not None:
         mss = known.mss or tcp_options.DEFAULT_MSS
         stamped = known.timestamps is not None

@@ -20,6 +20,8 @@ HEADER_SIZE = 20
 SOURCE_AT, DESTINATION_AT = 12, 16
 """Where the addresses stand in the header."""
 PROTOCOL_ICMP, PROTOCOL_TCP = 1, 6
+PROTOCOL_AT = 9
+CHECKSUM_AT = 10
 DONT_FRAGMENT = 0x4000
 _MORE_AND_OFFSET = 0x3FFF
 _HEADER = struct.Struct(">BBHHHBBH4s4s")
@@ -73,9 +75,13 @@ def emit(header: Ipv4Header) -> bytes:
     return _HEADER.pack(first, *header[:9]) + header.options
 
 
-def checksum_holds(header: Ipv4Header) -> bool:
-    return checksum.is_whole(checksum.word_sum(emit(header)))
+def checksum_holds(data: Buffer) -> bool:
+    """Of the header at the start of ``data``, which `parse_untrusted` has accepted."""
+    return checksum.is_whole(checksum.word_sum(data[: (data[0] & 0xF) * 4]))
 
 
-def with_checksum(header: Ipv4Header) -> Ipv4Header:
-    return header._replace(checksum=checksum.compute(emit(header._replace(checksum=0))))
+def emit_with_checksum(header: Ipv4Header) -> bytes:
+    """The header's bytes, checksum field computed from the others."""
+    made = emit(header)
+    check = checksum.finish(checksum.word_sum(made) - header.checksum)
+    return made[:CHECKSUM_AT] + check.to_bytes(2, "big") + made[CHECKSUM_AT + 2 :]

@@ -21,7 +21,6 @@ _SHIFTED = struct.Struct(">IIHHH")
 _PAIR = struct.Struct(">II")
 _Deltas = tuple[int, int, int, int]
 """Of seq, ack, TSval and TSecr."""
-_USUAL_OPTIONS = bytes((tcp_options.NOP, tcp_options.NOP, tcp_options.TIMESTAMPS, 10))
 
 
 class Target(NamedTuple):
@@ -127,6 +126,36 @@ def applied(plan: Rewrite, packet: Packet) -> Packet:
     return Packet(bytes(buffer[offload.SIZE :]), packet.offload)
 
 
+def with_echo(packet: Packet, echo: int) -> Packet:
+    """The TCP packet with this TSecr, if it has timestamps, its checksum as right as it was."""
+    at = _echo_at(packet.data)
+    if at is None:
+        return packet
+    made = bytearray(packet.data)
+    made[at : at + 4] = echo.to_bytes(4, "big")
+    if not packet.offload.needs_checksum:
+        check_at = ipv4.HEADER_SIZE + tcp.CHECKSUM_AT
+        (check,) = _WORD.unpack_from(made, check_at)
+        delta = echo - int.from_bytes(packet.data[at : at + 4], "big")
+        _WORD.pack_into(made, check_at, checksum.update(check, delta * (256 if at % 2 else 1)))
+    return packet._replace(data=bytes(made))
+
+
+def with_raised_echo(packet: Packet, floor: int) -> Packet:
+    """The packet, with its TSecr raised to ``floor`` if it is before that."""
+    at = _echo_at(packet.data)
+    if at is None or seq.ge(int.from_bytes(packet.data[at : at + 4], "big"), floor):
+        return packet
+    return with_echo(packet, floor)
+
+
+def _echo_at(data: bytes) -> int | None:
+    options_at = ipv4.HEADER_SIZE + tcp.HEADER_SIZE
+    end = ipv4.HEADER_SIZE + (data[ipv4.HEADER_SIZE + tcp.OFFSET_AT] >> 4) * 4
+    at = tcp_options.timestamps_at(data[options_at:end])
+    return None if at is None else options_at + at + 4
+
+
 def _shift(buffer: bytearray, tcp_at: int, deltas: _Deltas, window_shift: int) -> int:
     """Move numbers, window and options; returns the delta of the checksum."""
     seq_delta, ack_delta, value_delta, echo_delta = deltas
@@ -139,7 +168,7 @@ def _shift(buffer: bytearray, tcp_at: int, deltas: _Deltas, window_shift: int) -
 
     size = offset_flags >> 12 << 2
     options_at = tcp_at + tcp.HEADER_SIZE
-    if size == 32 and buffer[options_at : options_at + 4] == _USUAL_OPTIONS:
+    if size == 32 and buffer[options_at : options_at + 4] == tcp_options.USUAL_TIMESTAMPS:
         return delta + _add_pair(buffer, options_at + 4, value_delta, echo_delta)
     return delta + _shift_options(buffer, options_at, tcp_at + size, deltas)
 

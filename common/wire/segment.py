@@ -68,10 +68,16 @@ def reverse(key: FlowKey) -> FlowKey:
     return key[4:8] + key[0:4] + key[10:12] + key[8:10]
 
 
+def without_padding(packet: Packet) -> Packet:
+    """The packet without what its link added behind its total length."""
+    total = int.from_bytes(packet.data[2:4], "big")
+    return packet if total >= len(packet.data) else packet._replace(data=packet.data[:total])
+
+
 def parse_untrusted(packet: Packet) -> Segment:
     """An unfragmented TCP packet without IP options; bytes behind its total length are link padding."""
     header = ipv4.parse_untrusted(packet.data)
-    if not ipv4.checksum_holds(header):
+    if not ipv4.checksum_holds(packet.data):
         raise WireError("bad_ip_checksum")
     if header.protocol != ipv4.PROTOCOL_TCP:
         raise WireError("not_tcp")
@@ -81,24 +87,25 @@ def parse_untrusted(packet: Packet) -> Segment:
         raise WireError("ip_options")
     data = packet.data[ipv4.HEADER_SIZE : header.total_length]
     segment = tcp.parse_untrusted(data)
+    source_port, destination_port, number, ack, flags, window, check, urgent, options = segment
     return Segment(
-        source=header.source,
-        destination=header.destination,
-        source_port=segment.source_port,
-        destination_port=segment.destination_port,
-        seq=segment.seq,
-        ack=segment.ack,
-        flags=segment.flags,
-        window=segment.window,
-        options=segment.options,
-        payload=data[segment.size :],
-        urgent=segment.urgent,
-        tos=header.tos,
-        ttl=header.ttl,
-        identification=header.identification,
-        fragment=header.fragment,
-        checksum=segment.checksum,
-        offload=packet.offload,
+        header.source,
+        header.destination,
+        source_port,
+        destination_port,
+        number,
+        ack,
+        flags,
+        window,
+        options,
+        data[tcp.HEADER_SIZE + len(options) :],
+        urgent,
+        header.tos,
+        header.ttl,
+        header.identification,
+        header.fragment,
+        check,
+        packet.offload,
     )
 
 
@@ -118,7 +125,7 @@ def emit(segment: Segment) -> Packet:
         source=segment.source,
         destination=segment.destination,
     )
-    return Packet(ipv4.emit(ipv4.with_checksum(header)) + tcp_bytes, segment.offload)
+    return Packet(ipv4.emit_with_checksum(header) + tcp_bytes, segment.offload)
 
 
 def with_checksum_of(made: Segment, received: Segment) -> Segment:

@@ -17,8 +17,8 @@ from common.wire.errors import WireError
 
 HEADER_SIZE = 20
 MAX_HEADER_SIZE = 60
-CHECKSUM_AT = 16
-"""Where the checksum field stands in the header."""
+OFFSET_AT, CHECKSUM_AT = 12, 16
+"""Where data offset and checksum stand in the header."""
 
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 _FLAG_BITS = 0x0FFF

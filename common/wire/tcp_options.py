@@ -1,7 +1,7 @@
 """TCP options (RFC 9293 section 3.1; RFC 7323; RFC 2018).
 
 An option area is a tuple of `Option`, no-operations included, so that emitting what was parsed gives the
-same bytes. What the options say is read by `syn_options`, `timestamps` and `sack_blocks`.
+same bytes. What the options say is read by `syn_options` and `timestamps_untrusted`.
 """
 
 import struct
@@ -18,10 +18,13 @@ DEFAULT_MSS = 536
 """Where a SYN has no MSS option (RFC 9293 section 3.7.1)."""
 NOP_BYTE = b"\x01"
 
+USUAL_TIMESTAMPS = bytes((NOP, NOP, TIMESTAMPS, 10))
+"""How nearly every segment's option area begins: timestamps, aligned to four bytes."""
+_USUAL_SIZE = 12
+
 _MSS_OPTION = struct.Struct(">BBH")
 _TIMESTAMPS_OPTION = struct.Struct(">BBII")
 _TIMESTAMPS_DATA = struct.Struct(">II")
-_BLOCK = struct.Struct(">II")
 
 
 class Option(NamedTuple):
@@ -83,33 +86,46 @@ def syn_options(options: Iterable[Option]) -> SynOptions:
 
     As in Linux the last of a repeated option counts, and one of a wrong length is ignored.
     """
-    said = SynOptions()
+    mss = scale = stamps = None
+    sack_permitted = False
     for kind, data in options:
         size = len(data)
         if kind == MSS and size == 2:
-            said = said._replace(mss=int.from_bytes(data, "big"))
+            mss = int.from_bytes(data, "big")
         elif kind == WINDOW_SCALE and size == 1:
-            said = said._replace(window_scale=min(data[0], MAX_WINDOW_SCALE))
+            scale = min(data[0], MAX_WINDOW_SCALE)
         elif kind == SACK_PERMITTED and size == 0:
-            said = said._replace(sack_permitted=True)
+            sack_permitted = True
         elif kind == TIMESTAMPS and size == _TIMESTAMPS_DATA.size:
-            said = said._replace(timestamps=Timestamps(*_TIMESTAMPS_DATA.unpack(data)))
-    return said
+            stamps = Timestamps(*_TIMESTAMPS_DATA.unpack(data))
+    return SynOptions(mss, scale, sack_permitted, stamps)
 
 
-def timestamps(options: Iterable[Option]) -> Timestamps | None:
-    for kind, data in options:
-        if kind == TIMESTAMPS and len(data) == _TIMESTAMPS_DATA.size:
-            return Timestamps(*_TIMESTAMPS_DATA.unpack(data))
+def timestamps_at(area: bytes) -> int | None:
+    """Where TSval stands in an option area, TSecr behind it.
+
+    None where there are no timestamps, or something malformed in front of them.
+    """
+    if area[:4] == USUAL_TIMESTAMPS and len(area) >= _USUAL_SIZE:
+        return len(USUAL_TIMESTAMPS)
+    at = 0
+    while at < len(area) and (kind := area[at]) != END:
+        if kind == NOP:
+            at += 1
+            continue
+        length = area[at + 1] if at + 1 < len(area) else 0
+        if length < 2 or at + length > len(area):
+            return None
+        if kind == TIMESTAMPS and length == _TIMESTAMPS_OPTION.size:
+            return at + 2
+        at += length
     return None
 
 
-def sack_blocks(options: Iterable[Option]) -> tuple[tuple[int, int], ...]:
-    """Left and right edges of the SACK blocks (RFC 2018 section 3)."""
-    for kind, data in options:
-        if kind == SACK and len(data) % _BLOCK.size == 0:
-            return tuple(_BLOCK.iter_unpack(data))
-    return ()
+def timestamps_untrusted(area: bytes) -> Timestamps | None:
+    """What a segment's timestamps say; None where `timestamps_at` finds none."""
+    at = timestamps_at(area)
+    return None if at is None else Timestamps(*_TIMESTAMPS_DATA.unpack_from(area, at))
 
 
 def emit_syn(said: SynOptions) -> bytes:

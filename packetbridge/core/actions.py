@@ -57,7 +57,7 @@ def splice_(step: Step) -> None:
     translated.sort(key=lambda packet: seq.distance(isn, int.from_bytes(packet.data[24:28], "big")))
     stamps = said.timestamps if begun.handoff.timestamps else None
     if stamps:
-        translated = [splice.with_echo(packet, stamps.value) for packet in translated]
+        translated = [rewrite.with_echo(packet, stamps.value) for packet in translated]
     step.packets += translated
     step.flow = flow._replace(
         backend=Activity(seq.add(syn_ack.seq, 1), step.now),
@@ -103,7 +103,7 @@ def forward_to_backend(step: Step) -> None:
 def forward_with_known_echo(step: Step) -> None:
     """The client still echoes the balancer; the backend is told the oldest TSval of its own instead."""
     forward_to_backend(step)
-    step.packets[-1] = splice.with_raised_echo(step.packets[-1], step.flow.echoing.floor)
+    step.packets[-1] = rewrite.with_raised_echo(step.packets[-1], step.flow.echoing.floor)
 
 
 def settle(step: Step) -> None:

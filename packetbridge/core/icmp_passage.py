@@ -17,7 +17,7 @@ from packetbridge.core.service import Service
 def parse_untrusted(packet: Packet) -> tuple[Ipv4Header, IcmpError]:
     """An unfragmented ICMP error about a TCP packet."""
     header = ipv4.parse_untrusted(packet.data)
-    if not ipv4.checksum_holds(header):
+    if not ipv4.checksum_holds(packet.data):
         raise WireError("bad_ip_checksum")
     if header.is_fragment:
         raise WireError("fragment")
@@ -40,4 +40,4 @@ def to_backend(header: Ipv4Header, error: IcmpError, service: Service, seq_delta
     number = seq.add(error.quoted_seq, -seq_delta)
     requoted = icmp.requote(error, source=service.backend, source_port=service.backend_port, seq=number)
     addressed = header._replace(tos=dscp.ecn_of(header.tos), destination=service.backend)
-    return Packet(ipv4.emit(ipv4.with_checksum(addressed)) + icmp.emit(requoted))
+    return Packet(ipv4.emit_with_checksum(addressed) + icmp.emit(requoted))

@@ -16,10 +16,8 @@ are expanded.
 from functools import lru_cache
 from typing import NamedTuple
 
-from common.wire import rewrite, segment, seq, tcp_options
-from common.wire.errors import WireError
+from common.wire import rewrite, seq, tcp_options
 from common.wire.handoff import Handoff
-from common.wire.offload import Packet
 from common.wire.rewrite import Rewrite, Splice, Target
 from common.wire.segment import Segment
 from common.wire.tcp_options import SynOptions
@@ -49,31 +47,8 @@ def plans(service: Service, splice: Splice) -> Plans:
 
 def echo_of(received: Segment) -> int | None:
     """The segment's TSecr; None where there is none that can be read."""
-    try:
-        stamps = tcp_options.timestamps(tcp_options.parse_untrusted(received.options))
-    except WireError:
-        return None
+    stamps = tcp_options.timestamps_untrusted(received.options)
     return stamps.echo if stamps else None
-
-
-def with_echo(packet: Packet, echo: int) -> Packet:
-    """The packet with this TSecr, if it has timestamps."""
-    received = segment.parse_untrusted(packet)
-    if echo_of(received) is None:
-        return packet
-    options = tcp_options.emit(
-        option._replace(data=option.data[:4] + echo.to_bytes(4, "big"))
-        if option.kind == tcp_options.TIMESTAMPS
-        else option
-        for option in tcp_options.parse_untrusted(received.options)
-    )
-    return segment.emit(segment.with_checksum_of(received._replace(options=options), received))
-
-
-def with_raised_echo(packet: Packet, floor: int) -> Packet:
-    """The packet, with its TSecr raised to ``floor`` if it is before that."""
-    echo = echo_of(segment.parse_untrusted(packet))
-    return packet if echo is None or seq.ge(echo, floor) else with_echo(packet, floor)
 
 
 @lru_cache(maxsize=128)

@@ -93,7 +93,7 @@ class Scene:
             return self.core.receive(packet, self.now)
         connections = self.core._connections
         arrival = classify(
-            connections, self.core._greeter, segment, self.core.service.preamble_window, self.now
+            connections, self.core._greeter, packet, segment, self.core.service.preamble_window, self.now
         )
         made = self.core.receive(packet, self.now)
         assert connections.state_of(segment.key) in RULES[arrival.state, arrival.event].outcomes

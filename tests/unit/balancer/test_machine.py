@@ -125,9 +125,10 @@ class Walk:
     def receive(self, segment: Segment) -> list[Packet]:
         core, connections = self.core, self.core._connections
         window = core.service.preamble_window
-        arrival = classify(connections, core._greeter, segment, window, self.now)
+        packet = emit(segment)
+        arrival = classify(connections, core._greeter, packet, segment, window, self.now)
         self.reached.add((arrival.state, arrival.event))
-        made = core.receive(emit(segment), self.now)
+        made = core.receive(packet, self.now)
         assert connections.state_of(segment.key) in RULES[arrival.state, arrival.event].outcomes
         self.check_tables()
         return made

@@ -30,21 +30,21 @@ def test_a_header_is_read_field_by_field() -> None:
 def test_a_header_is_written_with_its_checksum_as_given_or_computed() -> None:
     assert ipv4.emit(EXAMPLE_HEADER) == EXAMPLE
     assert ipv4.emit(EXAMPLE_HEADER._replace(checksum=0x1234)) == EXAMPLE[:10] + b"\x12\x34" + EXAMPLE[12:]
-    assert ipv4.with_checksum(EXAMPLE_HEADER._replace(checksum=0x1234)) == EXAMPLE_HEADER
+    assert ipv4.emit_with_checksum(EXAMPLE_HEADER._replace(checksum=0x1234)) == EXAMPLE
 
 
 def test_a_changed_bit_anywhere_in_the_header_is_seen_by_its_checksum() -> None:
-    assert ipv4.checksum_holds(EXAMPLE_HEADER)
-    assert not ipv4.checksum_holds(EXAMPLE_HEADER._replace(ttl=63))
-    assert not ipv4.checksum_holds(EXAMPLE_HEADER._replace(options=b"\x01\x01\x01\x00"))
+    assert ipv4.checksum_holds(EXAMPLE + b"payload")
+    assert not ipv4.checksum_holds(ipv4.emit(EXAMPLE_HEADER._replace(ttl=63)))
+    assert not ipv4.checksum_holds(ipv4.emit(EXAMPLE_HEADER._replace(options=b"\x01\x01\x01\x00")))
 
 
 def test_options_belong_to_the_header_and_to_its_checksum() -> None:
     made = bytes(IP(src="10.0.0.1", dst="10.0.0.2", id=7, proto=6, options=[IPOption_Router_Alert()]))
     header = ipv4.parse_untrusted(made)
     assert (header.options, header.size) == (b"\x94\x04\x00\x00", 24)
-    assert ipv4.checksum_holds(header)
-    assert ipv4.emit(ipv4.with_checksum(header._replace(checksum=0))) == made
+    assert ipv4.checksum_holds(made)
+    assert ipv4.emit_with_checksum(header._replace(checksum=0)) == made
 
 
 @pytest.mark.parametrize(

@@ -350,3 +350,35 @@ def test_only_the_packet_s_own_bytes_in_the_buffer_change(before: bytes, behind:
     buffer = bytearray(before + bytes(offload.SIZE) + built(described) + behind)
     rewrite.apply(plan, buffer, len(before) + offload.SIZE)
     assert buffer == before + bytes(offload.SIZE) + built(towards_client(described, 5, 0, 1)) + behind
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+@pytest.mark.parametrize("error", [0, 0x1234])
+def test_an_echo_is_replaced_wherever_it_stands_and_the_checksum_stays_exactly_as_wrong(
+    padding: int, error: int
+) -> None:
+    def made(echo: int) -> bytes:
+        options: tuple[ScapyOption, ...] = (*[("NOP", None)] * padding, ("Timestamp", (7, echo)))
+        return built(Described(options=options, payload=b"odd"))
+
+    before, after = made(0xFFFF0001), made(5)
+    damaged = with_field(before, 36, (word(before, 36) + error) % 0xFFFF)
+    for changed in (rewrite.with_echo(Packet(damaged), 5), rewrite.with_raised_echo(Packet(damaged), 5)):
+        assert with_field(changed.data, 36, 0) == with_field(after, 36, 0)
+        assert tcp_checksum_error(changed.data) == error
+    later = Packet(after)
+    assert rewrite.with_raised_echo(later, 0xFFFF0001) is later
+
+
+def test_an_echo_is_replaced_under_a_checksum_that_is_still_to_be_computed() -> None:
+    options: tuple[ScapyOption, ...] = (("Timestamp", (7, 1)),)
+    partial = Packet(with_partial_checksum(built(Described(options=options))), PARTIAL)
+    made = rewrite.with_echo(partial, 9)
+    assert made.offload == PARTIAL
+    assert finished_by_the_card(made.data) == built(Described(options=(("Timestamp", (7, 9)),)))
+
+
+def test_a_packet_without_timestamps_has_no_echo_to_replace() -> None:
+    packet = Packet(built(Described(options=(("NOP", None),))))
+    assert rewrite.with_echo(packet, 5) is packet
+    assert rewrite.with_raised_echo(packet, 5) is packet

@@ -81,30 +81,31 @@ def test_an_option_that_reaches_over_the_end_or_is_too_short_is_refused(area: st
 @given(u32, u32)
 def test_timestamps_are_found_wherever_they_stand(value: int, echo: int) -> None:
     area = area_of([("SAckOK", b""), ("NOP", None), ("Timestamp", (value, echo))])
-    assert tcp_options.timestamps(tcp_options.parse_untrusted(area)) == (value, echo)
+    assert tcp_options.timestamps_untrusted(area) == (value, echo)
+    assert tcp_options.timestamps_at(area) == area.index(b"\x08\x0a") + 2
 
 
-def test_a_segment_without_timestamps_has_none() -> None:
-    assert (
-        tcp_options.timestamps(tcp_options.parse_untrusted(bytes.fromhex("01010402 0806 00000001"))) is None
-    )
+@pytest.mark.parametrize(
+    "area",
+    [
+        "",
+        "0101 0402 0806 00000001",
+        "0101 080a 00000001 0000",
+        "0101 080b 00000001 00000002 00",
+        "00 080a 00000001 00000002 000000",
+        "0301 080a 00000001 00000002",
+        "05ff 080a 00000001 00000002",
+        "08",
+    ],
+)
+def test_an_area_without_readable_timestamps_has_none(area: str) -> None:
+    assert tcp_options.timestamps_at(bytes.fromhex(area)) is None
+    assert tcp_options.timestamps_untrusted(bytes.fromhex(area)) is None
 
 
 def test_timestamps_are_written_behind_two_no_operations() -> None:
     assert tcp_options.emit_timestamps(Timestamps(1, 2)) == bytes.fromhex("0101080a 00000001 00000002")
     assert tcp_options.emit_timestamps(None) == b""
-
-
-@quickly
-@given(st.lists(st.tuples(u32, u32), min_size=1, max_size=4))
-def test_sack_blocks_are_read_as_pairs_of_edges(blocks: list[tuple[int, int]]) -> None:
-    edges = tuple(edge for block in blocks for edge in block)
-    area = area_of([("NOP", None), ("SAck", edges)])
-    assert tcp_options.sack_blocks(tcp_options.parse_untrusted(area)) == tuple(blocks)
-
-
-def test_a_sack_option_that_holds_half_a_block_has_none() -> None:
-    assert tcp_options.sack_blocks(tcp_options.parse_untrusted(bytes.fromhex("0506 00000001"))) == ()
 
 
 @quickly
@@ -128,8 +129,7 @@ def emits_the_same_bytes(area: bytes) -> None:
         return
     assert tcp_options.emit(options) == area
     tcp_options.syn_options(options)
-    tcp_options.timestamps(options)
-    tcp_options.sack_blocks(options)
+    tcp_options.timestamps_untrusted(area)
 
 
 @quickly
