@@ -1,5 +1,6 @@
 """What both daemons do as processes: signals, reloading, reporting, and how errors end them."""
 
+import gc
 import logging
 import math
 import signal
@@ -20,6 +21,8 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _REACTED_TO = (signal.SIGHUP, signal.SIGUSR1)
 WATCH_SECONDS = 2.0
 SILENCE_SECONDS = 600.0
+GARBAGE_THRESHOLDS = (50_000, 20, 50)
+"""How rarely cycles are looked for: packets make none, and many flows take long to walk through."""
 PLANE_COMPLAINTS = {
     "tap_kernel_drops": "packets are lost, as they come faster than they are passed on",
     "tun_refused": "the kernel refuses packets that are written to the TUN device: is it up?",
@@ -58,6 +61,8 @@ def serve(
     def report() -> None:
         log_counters(logger, counters())
 
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     reactions = {signal.SIGHUP: lambda: reload_keys(keys, logger), signal.SIGUSR1: report}
 
     async def main() -> None:

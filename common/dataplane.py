@@ -67,6 +67,7 @@ class RawPlane:
         self._timed = timed
         self._logger = logger
         self._logged: set[tuple[str, int | None]] = set()
+        self._buffer = new_buffer()
         self._alarm = trio.CancelScope()
         self._alarm_at = math.inf
 
@@ -74,28 +75,33 @@ class RawPlane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_time)
             for intake in self._intakes:
-                nursery.start_soon(self._pump, intake)
+                others = [other for other in self._intakes if other is not intake]
+                nursery.start_soon(self._pump, [intake, *others])
 
     def send(self, packets: Iterable[Packet]) -> None:
         for packet in packets:
             self._tun.send_packet(packet.data, offload.emit(packet.offload))
 
-    async def _pump(self, intake: Intake) -> None:
-        buffer = new_buffer()
+    async def _pump(self, intakes: list[Intake]) -> None:
+        """Take what comes from the first, and then what the others have by now: answers to what was sent.
+
+        A server on this host has answered a SYN by the time that the write to the TUN returns.
+        """
         while True:
-            await trio.lowlevel.wait_readable(intake.port)
+            await trio.lowlevel.wait_readable(intakes[0].port)
             now = time.monotonic()
-            try:
-                self._drain(intake, buffer, now)
-            except HostError:
-                raise
-            except Exception as error:  # noqa: BLE001 - see the module's head
-                self._give_up(error)
+            for intake in intakes:
+                try:
+                    self._drain(intake, now)
+                except HostError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - see the module's head
+                    self._give_up(error)
             self._advance_alarm(now)
 
-    def _drain(self, intake: Intake, buffer: bytearray, now: float) -> None:
+    def _drain(self, intake: Intake, now: float) -> None:
         port, plan_for, receive = intake
-        receive_into, send, apply = port.receive_into, self._tun.send, rewrite.apply
+        receive_into, send, apply, buffer = port.receive_into, self._tun.send, rewrite.apply, self._buffer
         for _ in range(BATCH):
             try:
                 length = receive_into(buffer)
