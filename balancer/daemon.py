@@ -10,7 +10,7 @@ from balancer.core.engine import BalancerCore
 from balancer.core.service import Limits, Service, make_nodes
 from common import keyring
 from common.daemon import plane_counters, serve
-from common.dataplane import Intake, RawPlane
+from common.dataplane import Feed, RawPlane
 from common.keyring import KeySource
 from common.net import host, intake, interfaces
 from common.net.errors import HostError
@@ -47,8 +47,8 @@ def run(config: BalancerConfig, logger: logging.Logger) -> None:
         owned.enter_context(closing(OwnedTable(wanted.name, drop_rules(wanted, tapped))))
         taps = [owned.enter_context(closing(Tap(interface, wanted))) for interface in tapped]
         # Nothing is routed to this TUN; it is read to notice when somebody deletes it.
-        from_tun = Intake(tun, lambda *_: None, lambda *_: [])
-        from_taps = [Intake(tap, core.plan, core.receive) for tap in taps]
+        from_tun = Feed(tun, lambda *_: None, lambda *_: [])
+        from_taps = [Feed(tap, core.plan, core.receive) for tap in taps]
         plane = RawPlane(tun, [from_tun, *from_taps], core, logger)
         serve(
             plane,

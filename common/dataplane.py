@@ -40,7 +40,7 @@ class Port(Protocol):
         ...
 
 
-class Intake(NamedTuple):
+class Feed(NamedTuple):
     """A port, and which of the core's functions take what comes from it."""
 
     port: Port
@@ -59,11 +59,11 @@ class Timed(Protocol):
 class RawPlane:
     """Moves packets until cancelled. ``tun`` takes everything that is sent."""
 
-    def __init__(self, tun: Tun, intakes: Iterable[Intake], timed: Timed, logger: logging.Logger) -> None:
+    def __init__(self, tun: Tun, feeds: Iterable[Feed], timed: Timed, logger: logging.Logger) -> None:
         self.failures = 0
         """Packets and timers that were given up because of a bug."""
         self._tun = tun
-        self._intakes = list(intakes)
+        self._feeds = list(feeds)
         self._timed = timed
         self._logger = logger
         self._logged: set[tuple[str, int | None]] = set()
@@ -74,33 +74,33 @@ class RawPlane:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_time)
-            for intake in self._intakes:
-                others = [other for other in self._intakes if other is not intake]
-                nursery.start_soon(self._pump, [intake, *others])
+            for feed in self._feeds:
+                others = [other for other in self._feeds if other is not feed]
+                nursery.start_soon(self._pump, [feed, *others])
 
     def send(self, packets: Iterable[Packet]) -> None:
         for packet in packets:
             self._tun.send_packet(packet.data, offload.emit(packet.offload))
 
-    async def _pump(self, intakes: list[Intake]) -> None:
+    async def _pump(self, feeds: list[Feed]) -> None:
         """Take what comes from the first, and then what the others have by now: answers to what was sent.
 
         A server on this host has answered a SYN by the time that the write to the TUN returns.
         """
         while True:
-            await trio.lowlevel.wait_readable(intakes[0].port)
+            await trio.lowlevel.wait_readable(feeds[0].port)
             now = time.monotonic()
-            for intake in intakes:
+            for feed in feeds:
                 try:
-                    self._drain(intake, now)
+                    self._drain(feed, now)
                 except HostError:
                     raise
                 except Exception as error:  # noqa: BLE001 - see the module's head
                     self._give_up(error)
             self._advance_alarm(now)
 
-    def _drain(self, intake: Intake, now: float) -> None:
-        port, plan_for, receive = intake
+    def _drain(self, feed: Feed, now: float) -> None:
+        port, plan_for, receive = feed
         receive_into, send, apply, buffer = port.receive_into, self._tun.send, rewrite.apply, self._buffer
         for _ in range(BATCH):
             try:

@@ -5,7 +5,7 @@ import time
 from contextlib import ExitStack, closing
 
 from common.daemon import plane_counters, serve
-from common.dataplane import Intake, RawPlane
+from common.dataplane import Feed, RawPlane
 from common.keyring import KeySource
 from common.net import host, intake, interfaces
 from common.net.errors import HostError
@@ -54,8 +54,8 @@ def run(config: PacketbridgeConfig, logger: logging.Logger) -> None:
         query = owned.enter_context(closing(SocketQuery()))
 
         kept = KeptCore(core, journal, query)
-        from_tun = Intake(tun, core.plan_from_backend, kept.from_backend)
-        from_taps = [Intake(tap, core.plan_from_balancer, kept.from_balancer) for tap in taps]
+        from_tun = Feed(tun, core.plan_from_backend, kept.from_backend)
+        from_taps = [Feed(tap, core.plan_from_balancer, kept.from_balancer) for tap in taps]
         plane = RawPlane(tun, [from_tun, *from_taps], kept, logger)
         plane.send(kept.restore(time.monotonic(), logger))
         serve(

@@ -24,9 +24,9 @@ from common.wire.rewrite import Rewrite
 from common.wire.segment import FLOW_KEY_AT, FlowKey, Segment
 from packetbridge.core import departure, events, icmp_passage, opening, record, restoration, rounds, service
 from packetbridge.core.actions import ACTIONS
+from packetbridge.core.admission import Admission, Admitted
 from packetbridge.core.flow import Flow
 from packetbridge.core.flows import Flows
-from packetbridge.core.intake import Admitted, Intake
 from packetbridge.core.machine import RULES, Event, State
 from packetbridge.core.record import Ended, FlowRecord, JournalEvent, Opened
 from packetbridge.core.rounds import Rounds
@@ -70,7 +70,7 @@ class PacketbridgeCore:
         self._limits = limits or Limits()
         self._services = {served.vip_index: served for served in services}
         self._flows = Flows(services, self._limits.flows)
-        self._intake = Intake(verify, wall_clock, self._limits.tombstones)
+        self._admission = Admission(verify, wall_clock, self._limits.tombstones)
         self._strangers = Strangers(self._limits.strangers, self._limits.resets_per_second, self.counters)
         self._revisits = restoration.Revisits()
         self._idle: Deadlines[FlowKey] = Deadlines(resolution=1.0)
@@ -81,7 +81,7 @@ class PacketbridgeCore:
         """How much is remembered at the moment."""
         return {
             "flows": len(self._flows),
-            "tombstones": len(self._intake),
+            "tombstones": len(self._admission),
             "strangers": len(self._strangers),
             "waiting_bytes": self._flows.waiting_bytes,
         }
@@ -171,7 +171,7 @@ class PacketbridgeCore:
         return packets
 
     def _handoff(self, served: Service, came: Segment, now: float) -> list[Packet]:
-        admitted = self._intake.admit(came)
+        admitted = self._admission.admit(came)
         first = opening.first_segment(admitted.handoff, came)
         received = Received(segment.emit(first), first)
         known = self._flows.of_client[served.vip_index](admitted.handoff.key)
@@ -188,7 +188,7 @@ class PacketbridgeCore:
     def _refuse_replay(self, served: Service, admitted: Admitted, first: Segment, now: float) -> list[Packet]:
         """The server gets nothing. A client that still asks has lost the RST that ended its flow."""
         offered, origin = admitted
-        self._intake.bury(served.backend_key(offered.client, offered.client_port), origin, now)
+        self._admission.bury(served.backend_key(offered.client, offered.client_port), origin, now)
         return self._strangers.reset(served, first, now)
 
     def _handoff_event(self, served: Service, known: Flow | None, admitted: Admitted, now: float) -> Event:
@@ -196,7 +196,7 @@ class PacketbridgeCore:
         if known is not None and known.origin.is_same(origin):
             return Event.SAME_HANDOFF
         key = served.backend_key(offered.client, offered.client_port)
-        if self._intake.is_buried(key, origin, now):
+        if self._admission.is_buried(key, origin, now):
             return Event.REPLAYED_HANDOFF
         if known is None:
             return Event.HANDOFF
@@ -289,7 +289,7 @@ class PacketbridgeCore:
             return []
         if not socket_exists:
             self.counters["restored_without_socket"] += 1
-            self._intake.bury(saved.key, saved.origin, now)
+            self._admission.bury(saved.key, saved.origin, now)
             self._revisits.plan(saved, now)
             return self._probe(saved, now)
         if self._flows.of_backend(saved.key) or len(self._flows) >= self._flows.capacity:
@@ -374,6 +374,6 @@ class PacketbridgeCore:
             self._bury(flow, now)
 
     def _bury(self, flow: Flow, now: float) -> None:
-        self._intake.bury(flow.key, flow.origin, now)
+        self._admission.bury(flow.key, flow.origin, now)
         if flow.state in _SPLICED:
             self.journal.append(Ended(flow.key))

@@ -12,8 +12,8 @@ from common.wire.handoff import Handoff
 from common.wire.offload import Packet
 from common.wire.segment import Segment
 from common.wire.tcp_options import SynOptions, Timestamps
+from packetbridge.core.admission import Admitted
 from packetbridge.core.flow import Flow, Opening, pack_origin
-from packetbridge.core.intake import Admitted
 from packetbridge.core.machine import State
 from packetbridge.core.service import Service
 from packetbridge.core.step import Received

@@ -12,7 +12,7 @@ import pytest
 import trio
 from scapy.layers.inet import IP, TCP
 
-from common.dataplane import BATCH, Intake, RawPlane
+from common.dataplane import BATCH, Feed, RawPlane
 from common.net.buffer import IP_AT, VNET_AT
 from common.net.errors import HostError
 from common.net.tun import Tun
@@ -107,8 +107,8 @@ class Core:
 class Bench:
     def __init__(self) -> None:
         self.port, self.outlet, self.core = Port(), Outlet(), Core()
-        intake = Intake(self.port, self.core.plan, self.core.receive)
-        self.plane = RawPlane(cast(Tun, self.outlet), [intake], self.core, LOGGER)
+        feed = Feed(self.port, self.core.plan, self.core.receive)
+        self.plane = RawPlane(cast(Tun, self.outlet), [feed], self.core, LOGGER)
 
     def run_until(self, done: Callable[[], bool]) -> None:
         async def run() -> None:

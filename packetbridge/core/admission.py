@@ -24,7 +24,7 @@ class Admitted(NamedTuple):
     origin: Origin
 
 
-class Intake:
+class Admission:
     def __init__(
         self, verify: Callable[[Handoff], bool], wall_clock: Callable[[], int], tombstones: int
     ) -> None:
