@@ -49,10 +49,10 @@ def parse_address(text: str) -> IPv4Address:
     return address
 
 
-def parse_endpoint(text: str, default_port: int = DEFAULT_PORT) -> Endpoint:
+def parse_endpoint(text: str) -> Endpoint:
     """ADDR[:PORT]."""
     address, colon, port = text.partition(":")
-    return Endpoint(parse_address(address), parse_number(port, 1, 65535, "port") if colon else default_port)
+    return Endpoint(parse_address(address), parse_number(port, 1, 65535, "port") if colon else DEFAULT_PORT)
 
 
 def parse_number(text: str, low: int, high: int, what: str) -> int:

@@ -6,7 +6,6 @@ of what somebody relies on.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 Key = TypeVar("Key")
@@ -64,9 +63,6 @@ class DictTable(Generic[Key, Value]):
 
     def __len__(self) -> int:
         return len(self._values)
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._values)
 
 
 class AgingTable(Generic[Key, Value]):

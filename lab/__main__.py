@@ -4,6 +4,7 @@
 """
 
 import argparse
+import os
 import sys
 
 from lab import Lab, LabError, daemon_program, load, run_directory
@@ -48,7 +49,8 @@ def _left_behind(found: run_directory.FoundLab) -> bool:
 
 def usage(prefix: str) -> str:
     topology = load()
-    enter = f"ip netns exec {prefix}-"
+    sudo = "sudo " if "SUDO_UID" in os.environ else ""
+    enter = f"{sudo}ip netns exec {prefix}-"
     name = prefix.removeprefix(run_directory.STANDING_PREFIX).removeprefix("-")
     take_down = f"{sys.executable} -m lab down --name {name}" if name else "make lab-down"
     return f"""\
@@ -56,7 +58,7 @@ Through the balancer:    {enter}client curl -i http://{topology.service.vip}/any
 Directly from a node:    {enter}client curl -i http://{topology.nodes[0].backend}/any/url
 Watch the handoffs:      {enter}balancer tcpdump -ni eth0 'ip[1] & 0xfc != 0'
 A shell on a node:       {enter}node1 bash
-Take it down:            {take_down}"""
+Take it down:            {sudo}{take_down}"""
 
 
 def missing_daemons() -> list[str]:

@@ -125,11 +125,6 @@ class BalancerCore:
                 packets += self._give_up_key(key, collecting, now)
         return packets
 
-    def node_of(self, key: FlowKey) -> str | None:
-        """The name of the node that has the flow ``key`` (client to VIP)."""
-        flow = self._connections.flows.get(key)
-        return flow and flow.node.name
-
     @property
     def sizes(self) -> dict[str, int]:
         """Entries of each table."""

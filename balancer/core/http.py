@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 ErrorStatus: TypeAlias = Literal[400, 414, 503]
 
-RETRY_AFTER_S = 5
+_RETRY_AFTER_SECONDS = 5
 
 _REASON_PHRASES: dict[ErrorStatus, str] = {
     400: "Bad Request",
@@ -19,11 +19,11 @@ _REASON_PHRASES: dict[ErrorStatus, str] = {
 }
 
 
-def error_answer(status: ErrorStatus, *, to_head: bool = False, retry_after_s: int = RETRY_AFTER_S) -> bytes:
+def error_answer(status: ErrorStatus, *, to_head: bool = False) -> bytes:
     """A whole response, after which the connection closes.
 
     `to_head` leaves the body out, as the answer to a HEAD request must; Content-Length still says
-    what a GET would get. `retry_after_s`, whole seconds, goes with 503 only.
+    what a GET would get.
     """
     reason = f"{status} {_REASON_PHRASES[status]}"
     body = f"{reason}\n"
@@ -35,6 +35,6 @@ def error_answer(status: ErrorStatus, *, to_head: bool = False, retry_after_s: i
         "Connection: close",
     ]
     if status == 503:
-        lines.append(f"Retry-After: {retry_after_s}")
+        lines.append(f"Retry-After: {_RETRY_AFTER_SECONDS}")
     head = "".join(f"{line}\r\n" for line in lines)
     return f"{head}\r\n{'' if to_head else body}".encode("ascii")

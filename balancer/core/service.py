@@ -67,7 +67,9 @@ def make_nodes(
 ) -> tuple[dict[str, Node], LookupTable | None]:
     """Nodes and lookup table for name -> (bridge address, weight); a node of weight 0 gets no connections."""
     made = {
-        name: Node(name, address, rewrite.to_destination((vip, port), (address, port), index=vip_index))
+        name: Node(
+            name, address, Rewrite(rewrite.to_destination((vip, port), (address, port), index=vip_index))
+        )
         for name, (address, _) in nodes.items()
     }
     weights = {name: weight for name, (_, weight) in nodes.items()}

@@ -1,1 +1,1 @@
-"""What both cores know of TCP: who is still there, how two legs are spliced, what answers look like."""
+"""What both cores know of TCP: who is still there, and what answers a stranger."""

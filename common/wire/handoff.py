@@ -20,8 +20,6 @@ EXPERIMENT_ID = 0x4C33
 HEADER_SIZE = 56
 MAX_PAYLOAD = 1424
 TAG_SIZE = 8
-OVERHEAD = 36
-"""How much longer its TCP header is than the shortest, which an MSS does not count."""
 MAX_AGE_SECONDS = 60
 
 FLAG_FIN, FLAG_KEY_ID = 1 << 7, 1 << 6
@@ -196,11 +194,6 @@ def age(handoff: Handoff, wall_seconds: int) -> int:
 
 def time_of(wall_seconds: int) -> int:
     return wall_seconds % _TIME_MODULUS
-
-
-def is_older(time: int, other: int) -> bool:
-    """Whether the handoff time ``time`` comes before ``other`` (serial numbers of 16 bits, RFC 1982)."""
-    return 0 < (other - time) % _TIME_MODULUS < _TIME_MODULUS // 2
 
 
 def _parse_negotiated(options: bytes) -> tuple[int, int | None, bool, Timestamps | None]:

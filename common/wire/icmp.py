@@ -17,8 +17,6 @@ from common.wire.errors import WireError
 from common.wire.segment import FLOW_KEY_AT, FLOW_KEY_END, FlowKey
 
 UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12
-FRAGMENTATION_NEEDED = 4
-"""Code of UNREACHABLE."""
 QUOTED_TCP_SIZE = 8
 
 _HEADER = struct.Struct(">BBH4s")
@@ -63,10 +61,6 @@ def parse_untrusted(message: Buffer) -> IcmpError:
 def emit(error: IcmpError) -> bytes:
     """The message's bytes, checksum field as given."""
     return _HEADER.pack(error.type, error.code, error.checksum, error.rest) + error.quoted
-
-
-def with_checksum(error: IcmpError) -> IcmpError:
-    return error._replace(checksum=checksum.compute(emit(error._replace(checksum=0))))
 
 
 def requote(error: IcmpError, *, source: bytes, source_port: int, seq: int) -> IcmpError:

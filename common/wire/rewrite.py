@@ -51,39 +51,24 @@ class Splice(NamedTuple):
 
 
 class Rewrite(NamedTuple):
-    """Towards a server the numbers that it acknowledges and echoes change, from it those that it sends."""
+    """Towards a server the numbers that it acknowledges and echoes change, from it those that it sends.
+
+    SACK blocks move with the acknowledgment number.
+    """
 
     target: Target
-    splice: Splice | None
+    splice: Splice | None = None
     """None where nothing changes beyond address, port and DSCP."""
 
 
-def to_destination(
-    old: tuple[bytes, int],
-    new: tuple[bytes, int],
-    *,
-    index: int = 0,
-    ack_delta: int = 0,
-    echo_delta: int = 0,
-) -> Rewrite:
-    """For client to server: (address, port) of the destination. SACK blocks move with the ack."""
-    target = _target(old, new, ipv4.DESTINATION_AT, ipv4.HEADER_SIZE + 2, index)
-    splice = Splice(seq.add(0, -ack_delta), seq.add(0, -echo_delta), 0, 0)
-    return Rewrite(target, splice if any(splice) else None)
+def to_destination(old: tuple[bytes, int], new: tuple[bytes, int], *, index: int = 0) -> Target:
+    """For client to server: (address, port) of the destination; ``index`` becomes the DSCP."""
+    return _target(old, new, ipv4.DESTINATION_AT, ipv4.HEADER_SIZE + 2, index)
 
 
-def to_source(
-    old: tuple[bytes, int],
-    new: tuple[bytes, int],
-    *,
-    seq_delta: int = 0,
-    value_delta: int = 0,
-    window_shift: int = 0,
-) -> Rewrite:
-    """For server to client: (address, port) of the source."""
-    target = _target(old, new, ipv4.SOURCE_AT, ipv4.HEADER_SIZE, 0)
-    splice = Splice(seq.add(0, seq_delta), seq.add(0, value_delta), window_shift, 0)
-    return Rewrite(target, splice if any(splice) else None)
+def to_source(old: tuple[bytes, int], new: tuple[bytes, int]) -> Target:
+    """For server to client: (address, port) of the source; the DSCP is cleared."""
+    return _target(old, new, ipv4.SOURCE_AT, ipv4.HEADER_SIZE, 0)
 
 
 def apply(plan: Rewrite, buffer: bytearray, at: int) -> None:

@@ -32,8 +32,3 @@ def gt(left: int, right: int) -> bool:
 
 def ge(left: int, right: int) -> bool:
     return distance(right, left) >= 0
-
-
-def in_window(number: int, start: int, size: int) -> bool:
-    """Whether ``start <= number < start + size``."""
-    return ((number - start) & _MASK) < size

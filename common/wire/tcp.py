@@ -16,7 +16,6 @@ from common.wire.buffer import Buffer
 from common.wire.errors import WireError
 
 HEADER_SIZE = 20
-MAX_HEADER_SIZE = 60
 OFFSET_AT, CHECKSUM_AT = 12, 16
 """Where data offset and checksum stand in the header."""
 

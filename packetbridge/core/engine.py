@@ -273,10 +273,6 @@ class PacketbridgeCore:
 
     # --- what outlives the process
 
-    def flows(self) -> list[FlowRecord]:
-        """Everything that is needed to splice the present flows again."""
-        return [record.of(flow) for flow in self._flows if flow.state in _SPLICED]
-
     def restore(self, saved: FlowRecord, now: float, socket_exists: bool) -> list[Packet]:
         """Take up a flow of an earlier life, if the kernel has a socket for it.
 

@@ -5,7 +5,7 @@ VIPs of one bridge address. Packets from the backends share one table: no two se
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from common.tables import DictTable
 from common.wire import dscp
@@ -30,7 +30,10 @@ class Flows:
         """The flow of a key, backend to client, or None."""
 
     def put(self, flow: Flow, replaced: Flow | None) -> None:
-        """Add a flow, or put it in the place of ``replaced``, which has the same keys. Raises `TableFull`."""
+        """Add a flow, or put it in the place of ``replaced``, which has the same keys.
+
+        Raises `TableFullError`.
+        """
         by_client = self._by_client[flow.service.vip_index]
         client_key = flow.service.client_key(flow.key)
         if replaced:
@@ -59,11 +62,6 @@ class Flows:
         """The flow whose both sides finished first: the one to go where room is needed."""
         key = next(iter(self._closed), None)
         return None if key is None else self._by_backend.get(key)
-
-    def __iter__(self) -> Iterator[Flow]:
-        for key in tuple(self._by_backend):
-            if flow := self._by_backend.get(key):
-                yield flow
 
     def __len__(self) -> int:
         return len(self._by_backend)

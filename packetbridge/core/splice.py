@@ -56,4 +56,4 @@ def _targets(service: Service) -> tuple[Target, Target]:
     """Backend and VIP, which all flows of the service share."""
     bridge, backend = (service.bridge, service.vip_port), (service.backend, service.backend_port)
     vip = (service.vip, service.vip_port)
-    return rewrite.to_destination(bridge, backend).target, rewrite.to_source(backend, vip).target
+    return rewrite.to_destination(bridge, backend), rewrite.to_source(backend, vip)

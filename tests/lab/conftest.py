@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab import Lab
+from tests.lab.crafted import Line, ghost, line_to
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,3 +38,16 @@ def running_lab() -> Iterator[Lab]:
         fresh.start_daemons()
         yield fresh
         check_for_bugs(fresh)
+
+
+@pytest.fixture(scope="module")
+def ghost_lab(running_lab: Lab) -> Iterator[Lab]:
+    """A running lab in which clients may be crafted."""
+    with ghost(running_lab):
+        yield running_lab
+
+
+@pytest.fixture(scope="module")
+def to_node1(ghost_lab: Lab) -> Iterator[Line]:
+    with line_to(ghost_lab, "node1") as line:
+        yield line

@@ -23,7 +23,6 @@ class Client:
     nodelay: bool = True
     ending: Literal["open", "behind_last_segment", "in_last_segment"] = "open"
     """Where the client's FIN is, if it sends one before the server has."""
-    tos_byte: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,13 +59,6 @@ class Line:
 
 
 @contextmanager
-def line_from_client(lab: Lab) -> Iterator[Line]:
-    """What is sent takes the way of every packet of the client."""
-    with closing(Line(lab.client, "eth0", lab.router, "client")) as line:
-        yield line
-
-
-@contextmanager
 def line_to(lab: Lab, name: str) -> Iterator[Line]:
     """Out of the router straight to a host: what no router would pass on arrives as well."""
     with closing(Line(lab.router, name, lab.hosts[name], "eth0")) as line:

@@ -14,9 +14,9 @@ from lab import Host, Lab, LabError
 from lab.process import POLL_SECONDS, Process
 from tests.lab.conversation import VIP
 from tests.lab.fetch import curl
+from tests.lab.sockets import PATIENCE_SECONDS
 
 COUNTERS = re.compile(r"counters: (.*)\n")
-PATIENCE_SECONDS = 5.0
 
 
 def segments(path: Path) -> list[Packet]:

@@ -23,7 +23,6 @@ class Talker:
         self.socket = socket.socket()
         self.socket.settimeout(PATIENCE_SECONDS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, said["nodelay"])
-        self.socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, said["tos_byte"])
         try:
             self.socket.connect(server)
         except OSError as error:

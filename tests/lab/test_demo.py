@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import LabError, demo, run_directory, testbed
+from lab import LabError, demo, run_directory
+from tests.lab.instead import have_daemons_run
 
 REPOSITORY = Path(__file__).parents[2]
 DOWNLOAD = demo.Download(
@@ -110,10 +111,7 @@ def test_the_demo_finds_everything_as_it_has_to_be_and_leaves_nothing() -> None:
 def test_a_daemon_that_does_not_start_ends_the_demo_with_one_line_and_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = tmp_path / "daemon"
-    program.write_text("#!/bin/sh\necho no such address\nexit 2\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(testbed, "daemon_program", lambda _name: program)
+    have_daemons_run("echo no such address\nexit 2", tmp_path, monkeypatch)
     assert demo.main() == 1
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1].startswith("demo: failed engine=raw ")

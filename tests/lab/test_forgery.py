@@ -1,6 +1,5 @@
 """Who may hand a connection to a node: only who has the key, and only once."""
 
-from collections.abc import Iterator
 from itertools import count
 
 import pytest
@@ -9,7 +8,7 @@ from scapy.packet import Packet
 from scapy.utils import rdpcap
 
 from lab import Lab
-from tests.lab.crafted import CraftedClient, Line, ghost, line_to, payload_of
+from tests.lab.crafted import CraftedClient, Line, line_to, payload_of
 from tests.lab.forged import ForgedHandoff
 from tests.lab.observed import counters_of, daemon_of, node_of
 from tests.lab.sockets import ask, await_that, connection, sockets_of
@@ -17,18 +16,6 @@ from tests.lab.sockets import ask, await_that, connection, sockets_of
 pytestmark = pytest.mark.root
 
 PORTS = count(40000)
-
-
-@pytest.fixture(scope="module")
-def ghost_lab(running_lab: Lab) -> Iterator[Lab]:
-    with ghost(running_lab):
-        yield running_lab
-
-
-@pytest.fixture(scope="module")
-def to_node1(ghost_lab: Lab) -> Iterator[Line]:
-    with line_to(ghost_lab, "node1") as line:
-        yield line
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from lab import Host, Lab
 from lab.process import Process
 from lab.testbed import daemon_program
+from tests.lab.conversation import VIP
 from tests.lab.fetch import NODE2, curl, md5_of_download
 from tests.lab.footprint import footprint
 from tests.lab.observed import counters_of, daemon_of, tun_of
@@ -21,7 +22,6 @@ from tests.lab.sockets import await_that
 
 pytestmark = pytest.mark.root
 
-VIP = "http://192.168.33.10"
 IMPATIENCE_SECONDS = 0.003
 STARTED: dict[str, Callable[[Lab], tuple[Host, Process]]] = {
     "balancer": lambda lab: (lab.balancer, lab.start_balancer()),

@@ -16,7 +16,7 @@ from scapy.packet import Packet, Raw
 
 from lab import Host, Lab, Process
 from tests.lab.conversation import VIP, VIP_ADDRESS
-from tests.lab.crafted import GHOST, CraftedClient, Line, ghost, internet_checksum, line_to
+from tests.lab.crafted import GHOST, CraftedClient, Line, internet_checksum, line_to
 from tests.lab.fetch import curl, md5_of_download
 from tests.lab.observed import counters_of, daemon_of
 from tests.lab.sockets import ask, await_that, connection, socket_in
@@ -29,20 +29,8 @@ BRIDGE = "192.168.33.20"
 
 
 @pytest.fixture(scope="module")
-def ghost_lab(running_lab: Lab) -> Iterator[Lab]:
-    with ghost(running_lab):
-        yield running_lab
-
-
-@pytest.fixture(scope="module")
 def to_balancer(ghost_lab: Lab) -> Iterator[Line]:
     with line_to(ghost_lab, "balancer") as line:
-        yield line
-
-
-@pytest.fixture(scope="module")
-def to_node1(ghost_lab: Lab) -> Iterator[Line]:
-    with line_to(ghost_lab, "node1") as line:
         yield line
 
 

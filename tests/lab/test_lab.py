@@ -15,8 +15,9 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.utils import rdpcap
 
-from lab import Lab, LabError, nginx, run_directory, testbed
+from lab import Lab, LabError, nginx, run_directory
 from tests.lab.fetch import NODE1, NODE2, NODE3, curl, md5_of_download
+from tests.lab.instead import have_daemons_run
 
 pytestmark = pytest.mark.root
 
@@ -267,10 +268,7 @@ def test_a_capture_with_a_wrong_filter_is_an_error(lab: Lab) -> None:
 def test_daemons_get_the_addresses_of_the_topology_and_the_labs_key(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "daemon"
-    program.write_text('#!/bin/sh\necho "options: $*"\necho ready\nexec sleep 60\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(testbed, "daemon_program", lambda _name: program)
+    have_daemons_run('echo "options: $*"\necho ready\nexec sleep 60', tmp_path, monkeypatch)
     balancer = lab.start_balancer("--log-level=debug")
     packetbridge = lab.start_packetbridge("node2")
     key = lab.key_file
@@ -289,10 +287,7 @@ def test_daemons_get_the_addresses_of_the_topology_and_the_labs_key(
 def test_a_daemon_that_ends_before_it_is_ready_shows_its_log(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "daemon"
-    program.write_text("#!/bin/sh\necho no such address\nexit 2\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(testbed, "daemon_program", lambda _name: program)
+    have_daemons_run("echo no such address\nexit 2", tmp_path, monkeypatch)
     with pytest.raises(LabError, match=r"ended with 2 (.|\n)*no such address"):
         lab.start_balancer()
 

@@ -13,7 +13,7 @@ from scapy.packet import Packet
 
 from lab import TO_NODE, TO_VIP, Faults, Lab
 from tests.lab.conversation import VIP, Client, converse, request
-from tests.lab.crafted import CraftedClient, ghost
+from tests.lab.crafted import CraftedClient
 from tests.lab.fetch import curl
 from tests.lab.observed import counters_of, daemon_of, node_of
 from tests.lab.sockets import abort, ask, await_that, connection, hear, say, sockets_of
@@ -21,12 +21,6 @@ from tests.lab.sockets import abort, ask, await_that, connection, hear, say, soc
 pytestmark = pytest.mark.root
 
 PORTS = count(20000)
-
-
-@pytest.fixture(scope="module")
-def ghost_lab(running_lab: Lab) -> Iterator[Lab]:
-    with ghost(running_lab):
-        yield running_lab
 
 
 @pytest.fixture
@@ -48,18 +42,38 @@ def small_answer(lab: Lab, target: str) -> bytes:
 # --- beginnings
 
 
+def is_syn_ack(packet: Packet) -> bool:
+    return str(packet[TCP].flags) == "SA"
+
+
 def test_a_syn_said_again_gets_the_same_answer_and_one_connection(
     ghost_lab: Lab, crafted: CraftedClient
 ) -> None:
     syn = crafted.segment("S")
     for _ in range(3):
         crafted.send(syn)
-    answers = [crafted.receive() for _ in range(3)]
-    numbers = {(packet[TCP].seq >> 24 & 0b111, packet[TCP].ack) for packet in answers if packet is not None}
+    answers = [crafted.receive_such(is_syn_ack) for _ in range(3)]
+    numbers = {(packet[TCP].seq >> 24 & 0b111, packet[TCP].ack) for packet in answers}
     assert len(numbers) == 1
-    assert all(str(packet[TCP].flags) == "SA" for packet in answers if packet is not None)
     assert crafted.shake_hands()[TCP].ack == crafted.isn + 1
     assert crafted.ask("/again").endswith(small_answer(ghost_lab, "/again"))
+
+
+@pytest.mark.parametrize("fast_open", [b"", bytes.fromhex("0102030405060708")], ids=["asks", "has_cookie"])
+def test_data_and_fast_open_in_a_syn_are_neither_acknowledged_nor_taken(
+    ghost_lab: Lab, crafted: CraftedClient, fast_open: bytes
+) -> None:
+    """Nor are options that nobody knows. What the SYN carried is said again, and answered once."""
+    request_id = f"in-the-syn-{crafted.port}"
+    said = f"GET /fast HTTP/1.1\r\nHost: lab\r\nX-Request-Id: {request_id}\r\n\r\n".encode()
+    options = [("MSS", 1460), (34, fast_open), (77, b"unknown")]
+    crafted.send(crafted.segment("S", said, options=options))
+    early = crafted.receive_such(is_syn_ack)
+    assert (early[TCP].ack, early[TCP].options) == (crafted.isn + 1, [("MSS", 1424)])
+    crafted.shake_hands()
+    crafted.say(said)
+    assert crafted.hear().endswith(small_answer(ghost_lab, "/fast"))
+    assert times_logged(ghost_lab, request_id) == 1
 
 
 def test_a_syn_ack_that_was_answered_is_answered_again(ghost_lab: Lab, crafted: CraftedClient) -> None:
@@ -102,7 +116,7 @@ def test_a_copy_of_the_handoff_that_comes_after_the_end_runs_no_post_twice(runni
     with running_lab.weather.impairer(TO_NODE, faults, "tcp flags syn") as copied:
         (answer,) = converse(running_lab.client, [Client((post,))])
     assert (answer.error, answer.body) == ("", b"once")
-    assert copied.hits() == 1
+    assert copied.hits() >= 1
     await_that(lambda: sum(seen_again(counters_of(bridge)) for bridge in bridges) > before)
     assert times_logged(running_lab, "late-copy") == 1
 
@@ -121,6 +135,20 @@ def test_handoffs_that_all_come_seconds_late_run_the_post_once(running_lab: Lab)
 
 
 # --- ends
+
+
+def test_a_flow_that_was_reset_is_forgotten_when_the_kernel_has_no_socket_for_it(running_lab: Lab) -> None:
+    """The packetbridge asks ten seconds after the RST, which anybody may have forged. The node is one where
+    no late handoff has made a client reset anything.
+    """
+    busy = node_of(running_lab, "/echo")
+    target = next(f"/asked/{n}" for n in range(100) if node_of(running_lab, f"/asked/{n}") != busy)
+    with connection(running_lab) as client:
+        bridge = daemon_of(running_lab.hosts[ask(client, target).node])
+        before = counters_of(bridge).get("socket_gone", 0)
+        abort(client)
+    await_that(lambda: counters_of(bridge).get("socket_gone", 0) > before, 30)
+    assert "socket_query_failed" not in counters_of(bridge)
 
 
 def test_a_client_that_resets_ends_the_servers_connection(running_lab: Lab) -> None:

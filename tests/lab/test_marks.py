@@ -1,4 +1,6 @@
-"""The TOS byte: ECN bits go through; the DSCP is ours between balancer and node, and 0 everywhere else."""
+"""The TOS byte: ECN bits go through; the DSCP is ours between balancer and node, and 0 everywhere else.
+And the TTL, which every daemon makes smaller by one, so that no packet goes round for ever.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,3 +112,21 @@ def test_a_client_that_asks_for_ecn_is_served_without(running_lab: Lab, node: Ho
         assert not segment["TCP"].flags.E
         assert not segment["TCP"].flags.C
         assert segment.tos == 0
+
+
+TTL = 64
+"""What every kernel of the lab begins with."""
+
+
+def test_the_router_and_each_daemon_take_one_off_the_ttl(running_lab: Lab, node: Host) -> None:
+    """Two routers stand between client and node where there are three: the balancer is one as well."""
+    with (
+        running_lab.client.capture(filter_expression="tcp src port 80", snap_bytes=96) as at_client,
+        node.capture(filter_expression="tcp dst port 80", snap_bytes=96) as at_node,
+    ):
+        assert md5_of_download(running_lab.client, VIP + TARGET) == running_lab.content.md5("64k")
+    handoff, *others = segments(at_node)
+    assert handoff["TCP"].flags.S
+    assert handoff.ttl == TTL - len(("balancer", "router"))
+    assert {segment.ttl for segment in others} == {TTL - len(("router", "balancer", "router"))}
+    assert {segment.ttl for segment in segments(at_client)} == {TTL - len(("daemon", "router"))}

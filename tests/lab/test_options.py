@@ -1,6 +1,5 @@
 """What client and balancer have negotiated holds on the backend leg, and each option may be absent."""
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,8 @@ from scapy.packet import Packet
 
 from lab import FROM_NODE, Host, Lab
 from tests.lab.conversation import VIP, VIP_ADDRESS
-from tests.lab.fetch import curl, md5_of_download
+from tests.lab.fetch import curl, md5_of_download, md5_of_echo
+from tests.lab.instead import balancer_with
 from tests.lab.observed import (
     daemon_of,
     node_of,
@@ -223,16 +223,14 @@ def test_window_scales_may_differ_on_the_two_legs(
     running_lab: Lab, client_kind: str, backend_kind: str
 ) -> None:
     """/echo sends as much as it receives, so that both windows matter."""
-    sent = running_lab.content.path("1m")
     echo = running_lab.hosts[node_of(running_lab, "/echo")]
-    received = running_lab.client.directory / "echoed"
     with (
         backend_scale(echo, backend_kind),
         client_scale(running_lab.client, client_kind),
         both_legs(running_lab, echo) as legs,
     ):
-        curl(running_lab.client, "--data-binary", f"@{sent}", "-o", str(received), f"{VIP}/echo")
-    assert hashlib.md5(received.read_bytes()).hexdigest() == running_lab.content.md5("1m")
+        echoed = md5_of_echo(running_lab.client, running_lab.content.path("1m"))
+    assert echoed == running_lab.content.md5("1m")
     promised, actual = window_scale(syn_ack_of(legs.client)), window_scale(syn_ack_of(legs.backend))
     assert promised == 7
     assert {"none": actual == 0, "equal": actual == 7, "larger": actual > 7}[backend_kind]
@@ -243,6 +241,18 @@ def test_window_scales_may_differ_on_the_two_legs(
     windows = [segment[TCP].window for segment in answer_of(legs.backend, backend)]
     told = [segment[TCP].window for segment in answer_of(legs.client, VIP_ADDRESS)]
     assert told == [rescaled(window, actual - promised) for window in windows]
+
+
+def test_the_operator_chooses_the_window_scale_that_is_promised(running_lab: Lab, node: Host) -> None:
+    with balancer_with(running_lab, "--window-scale=2"), both_legs(running_lab, node) as legs:
+        assert md5_of_download(running_lab.client, VIP + TARGET) == running_lab.content.md5("1m")
+    assert window_scale(syn_ack_of(legs.client)) == 2
+    shift = window_scale(syn_ack_of(legs.backend)) - 2
+    backend = str(running_lab.topology.node(node.name).backend)
+    windows = [segment[TCP].window for segment in answer_of(legs.backend, backend)]
+    told = [segment[TCP].window for segment in answer_of(legs.client, VIP_ADDRESS)]
+    assert told == [rescaled(window, shift) for window in windows]
+    assert shift > 0
 
 
 # --- MSS ---
@@ -266,13 +276,11 @@ def test_a_smaller_mtu_to_a_node_makes_the_offered_mss_smaller(running_lab: Lab)
     daemon_of(running_lab.balancer).stop()
     narrow = running_lab.start_balancer()
     try:
-        sent = running_lab.content.path("64k")
-        received = running_lab.client.directory / "echoed"
         with running_lab.client.capture(filter_expression="tcp", snap_bytes=HEADERS_ONLY) as path:
-            curl(running_lab.client, "--data-binary", f"@{sent}", "-o", str(received), f"{VIP}/echo")
+            echoed = md5_of_echo(running_lab.client, running_lab.content.path("64k"))
     finally:
         narrow.stop()
         running_lab.balancer.run(["ip", "route", "delete", *way])
         running_lab.start_balancer()
     assert options(syn_ack_of(segments(path)))["MSS"] == 1300 - 40 - 36 + 12
-    assert received.read_bytes() == sent.read_bytes()
+    assert echoed == running_lab.content.md5("64k")

@@ -1,6 +1,5 @@
 """Other networks: a VIP that is no address of the balancer, links without superpackets, a narrow path."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from scapy.utils import rdpcap
 
 from lab import Host, Lab
 from tests.lab.conversation import VIP, VIP_ADDRESS, Client, converse, request
-from tests.lab.fetch import curl, md5_of_download
+from tests.lab.fetch import curl, md5_of_download, md5_of_echo
 from tests.lab.observed import node_of, segments, tun_of
 
 pytestmark = pytest.mark.root
@@ -32,10 +31,7 @@ def routed_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 def test_downloads_uploads_and_affinity(routed_lab: Lab) -> None:
     assert md5_of_download(routed_lab.client, f"{VIP}/1m") == routed_lab.content.md5("1m")
-    echoed = routed_lab.client.directory / "echoed"
-    sent = routed_lab.content.path("1m")
-    curl(routed_lab.client, "--data-binary", f"@{sent}", "-o", str(echoed), f"{VIP}/echo")
-    assert hashlib.md5(echoed.read_bytes()).hexdigest() == routed_lab.content.md5("1m")
+    assert md5_of_echo(routed_lab.client, routed_lab.content.path("1m")) == routed_lab.content.md5("1m")
     clients = [Client((request(f"/object/{number}"),)) for number in range(45)]
     nodes = [answer.node for answer in converse(routed_lab.client, clients)]
     assert set(Counter(nodes)) == {"node1", "node2", "node3"}

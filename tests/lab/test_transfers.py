@@ -9,7 +9,8 @@ import pytest
 
 from lab import Lab
 from tests.lab.conversation import VIP, Client, converse, request
-from tests.lab.fetch import curl, md5_of_download
+from tests.lab.fetch import curl, md5_of_download, md5_of_echo
+from tests.lab.instead import balancer_with
 from tests.lab.lossless import repairs
 from tests.lab.observed import counters_of, daemon_of, logged, node_of, payload_length, segments
 
@@ -20,20 +21,9 @@ FRESH_POSTS_AT_ONCE = 50
 CLIENT_MSS = 1424
 
 
-def md5_of_echo(lab: Lab, name: str, *arguments: str) -> str:
-    """Of what /echo returns when it is sent the file."""
-    target = lab.client.directory / "echoed"
-    curl(
-        lab.client,
-        "--data-binary",
-        f"@{lab.content.path(name)}",
-        "-o",
-        str(target),
-        *arguments,
-        f"{VIP}/echo",
-    )
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+def echoed(lab: Lab, name: str, *arguments: str) -> str:
+    """The MD5 of what comes back when the lab's file is posted."""
+    return md5_of_echo(lab.client, lab.content.path(name), *arguments)
 
 
 # --- methods and bodies ---
@@ -47,7 +37,7 @@ def test_a_download_of_100_mib_is_complete_and_does_not_cross_the_balancer(runni
 
 
 def test_an_upload_of_100_mib_comes_back_complete(running_lab: Lab) -> None:
-    assert md5_of_echo(running_lab, "100m") == running_lab.content.md5("100m")
+    assert echoed(running_lab, "100m") == running_lab.content.md5("100m")
 
 
 def test_head_gives_the_length_and_no_body(running_lab: Lab) -> None:
@@ -67,11 +57,11 @@ def test_the_server_says_100_continue_before_the_body_is_sent(running_lab: Lab) 
     heads = re.findall(r"^< HTTP/1\.1 (\d+)", shown, re.MULTILINE)
     assert heads == ["100", "200"]
     assert "Done waiting for 100-continue" not in shown
-    assert md5_of_echo(running_lab, "64k", *waiting) == running_lab.content.md5("64k")
+    assert echoed(running_lab, "64k", *waiting) == running_lab.content.md5("64k")
 
 
 def test_a_chunked_upload_comes_back_complete(running_lab: Lab) -> None:
-    assert md5_of_echo(running_lab, "1m", "-H", "Transfer-Encoding: chunked") == running_lab.content.md5("1m")
+    assert echoed(running_lab, "1m", "-H", "Transfer-Encoding: chunked") == running_lab.content.md5("1m")
 
 
 def test_pipelined_requests_are_answered_in_their_order(running_lab: Lab) -> None:
@@ -168,39 +158,34 @@ def test_by_default_query_host_and_spelling_of_the_path_do_not_matter(running_la
     assert len(set(nodes_of(running_lab, spellings))) == 1
 
 
-@pytest.fixture
-def lab_without_balancer(running_lab: Lab) -> Lab:
-    """For a balancer with other options; the module's own is back afterwards."""
-    daemon_of(running_lab.balancer).stop()
-    return running_lab
-
-
-def test_with_the_key_uri_the_query_counts(lab_without_balancer: Lab) -> None:
-    lab = lab_without_balancer
-    balancer = lab.start_balancer("--hash-key=uri")
-    try:
+def test_with_the_key_uri_the_query_counts(running_lab: Lab) -> None:
+    with balancer_with(running_lab, "--hash-key=uri"):
         targets = [f"/a/b?x={number}" for number in range(60)]
-        nodes = nodes_of(lab, targets)
+        nodes = nodes_of(running_lab, targets)
         assert set(nodes) == {"node1", "node2", "node3"}
-        assert nodes_of(lab, targets) == nodes
-    finally:
-        balancer.stop()
-        lab.start_balancer()
+        assert nodes_of(running_lab, targets) == nodes
 
 
-def test_with_the_key_segments_all_below_goes_to_one_node(lab_without_balancer: Lab) -> None:
-    lab = lab_without_balancer
-    balancer = lab.start_balancer("--hash-key=segments:2")
-    try:
+def test_with_a_seed_of_the_hash_urls_go_elsewhere_and_still_each_to_one_node(running_lab: Lab) -> None:
+    targets = [f"/seeded/{number}" for number in range(60)]
+    without = nodes_of(running_lab, targets)
+    with balancer_with(running_lab, "--hash-seed=1"):
+        nodes = nodes_of(running_lab, targets)
+        assert nodes_of(running_lab, targets) == nodes
+    assert set(nodes) == {"node1", "node2", "node3"}
+    assert nodes != without
+
+
+def test_with_the_key_segments_all_below_goes_to_one_node(running_lab: Lab) -> None:
+    with balancer_with(running_lab, "--hash-key=segments:2"):
         streams = {
-            stream: nodes_of(lab, [f"/live/{stream}/{number}.ts?token={number}" for number in range(8)])
+            stream: nodes_of(
+                running_lab, [f"/live/{stream}/{number}.ts?token={number}" for number in range(8)]
+            )
             for stream in range(30)
         }
-        assert all(len(set(nodes)) == 1 for nodes in streams.values())
-        assert {nodes[0] for nodes in streams.values()} == {"node1", "node2", "node3"}
-    finally:
-        balancer.stop()
-        lab.start_balancer()
+    assert all(len(set(nodes)) == 1 for nodes in streams.values())
+    assert {nodes[0] for nodes in streams.values()} == {"node1", "node2", "node3"}
 
 
 # --- what server and client see of each other ---
@@ -231,7 +216,7 @@ def test_no_address_but_the_vips_ever_reaches_the_client_as_source(running_lab: 
     ) as path:
         nodes_of(running_lab, [f"/sources/{number}" for number in range(30)])
         md5_of_download(running_lab.client, f"{VIP}/1m")
-        md5_of_echo(running_lab, "64k")
+        echoed(running_lab, "64k")
         curl(running_lab.client, "-r", "0-9", "--interface", "198.51.100.11", f"{VIP}/4k", "-o", "/dev/null")
     assert sources_at_client(path) == {("192.168.33.10", 80)}
 

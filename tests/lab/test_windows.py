@@ -11,7 +11,7 @@ import pytest
 from scapy.layers.inet import TCP
 
 from lab import Host, Lab
-from tests.lab.crafted import CraftedClient, ghost, payload_of
+from tests.lab.crafted import CraftedClient, payload_of
 from tests.lab.observed import node_of
 from tests.lab.sockets import await_that, connection, hear, say
 
@@ -87,8 +87,8 @@ def test_a_server_that_stops_reading_is_probed_and_gets_the_rest(running_lab: La
 
 
 @pytest.fixture
-def crafted(running_lab: Lab) -> Iterator[CraftedClient]:
-    with ghost(running_lab), CraftedClient(running_lab, next(PORTS)) as client:
+def crafted(ghost_lab: Lab) -> Iterator[CraftedClient]:
+    with CraftedClient(ghost_lab, next(PORTS)) as client:
         yield client
 
 

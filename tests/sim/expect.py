@@ -1,9 +1,11 @@
 """What simulations end with."""
 
 import hashlib
+import random
 
+from tests.sim.endpoint import Profile
 from tests.sim.http import Fetch, body_of
-from tests.sim.network import VIPS, Network, flags_of, source_of
+from tests.sim.network import PLAIN, VIPS, Network, flags_of, source_of
 from tests.sim.segment import SYN
 
 LINGER = 70.0
@@ -23,6 +25,20 @@ def posted(network: Network, fetch: Fetch, body: bytes) -> None:
     got = fetch.responses()
     assert [response.status for response in got] == [200]
     assert got[0].body == hashlib.sha256(body).hexdigest().encode()
+
+
+def both_ways(
+    network: Network, sent: int, received: int, *, profile: Profile = PLAIN, isn: int | None = None
+) -> None:
+    """A POST of ``sent`` bytes arrives whole, and then the ``received`` bytes of a GET."""
+    body = random.Random(sent).randbytes(sent)
+    posting = network.fetch("/post", "POST", body, profile=profile, isn=isn)
+    network.finish(posting)
+    posted(network, posting, body)
+    path = f"/object/{received}"
+    fetch = network.fetch(path, profile=profile, isn=isn)
+    network.finish(fetch)
+    answered(fetch, path)
 
 
 def clean(network: Network) -> None:

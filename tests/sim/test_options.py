@@ -1,7 +1,6 @@
 """What is negotiated with the client holds end to end, and numbers may wrap anywhere."""
 
 import itertools
-import random
 
 import pytest
 
@@ -26,13 +25,7 @@ def test_each_option_that_the_client_lacks_stays_off_on_both_legs(
 ) -> None:
     network = Network()
     profile = profile_of(switches)
-    body = random.Random(1).randbytes(40_000)
-    posting = network.fetch("/post", "POST", body, profile=profile)
-    network.finish(posting)
-    expect.posted(network, posting, body)
-    fetch = network.fetch("/object/60000", profile=profile)
-    network.finish(fetch)
-    expect.answered(fetch, "/object/60000")
+    expect.both_ways(network, 40_000, 60_000, profile=profile)
     to_server = [parse(packet) for _, packet in network.to_server.carried]
     syns = [segment for segment in to_server if segment.flags == SYN]
     assert len(syns) == 2
@@ -53,14 +46,7 @@ def test_each_option_that_the_server_lacks_but_timestamps_can_be_done_without(
         mss=1460 if mss else None, scale=9 if scale else None, sack=sack, timestamps=timestamps
     )
     network = Network(server=server)
-    body = random.Random(2).randbytes(40_000)
-    profile = Profile(timestamps=timestamps)
-    posting = network.fetch("/post", "POST", body, profile=profile)
-    network.finish(posting)
-    expect.posted(network, posting, body)
-    fetch = network.fetch("/object/60000", profile=profile)
-    network.finish(fetch)
-    expect.answered(fetch, "/object/60000")
+    expect.both_ways(network, 40_000, 60_000, profile=Profile(timestamps=timestamps))
     expect.lossless(network)
 
 
@@ -82,14 +68,7 @@ def test_window_scales_equal_and_different_on_the_two_legs(
     client_scale: int, server_scale: int, promised_scale: int
 ) -> None:
     network = Network(server=PROMISED._replace(scale=server_scale), promised_scale=promised_scale)
-    body = random.Random(3).randbytes(100_000)
-    profile = Profile(scale=client_scale)
-    posting = network.fetch("/post", "POST", body, profile=profile)
-    network.finish(posting)
-    expect.posted(network, posting, body)
-    fetch = network.fetch("/object/100000", profile=profile)
-    network.finish(fetch)
-    expect.answered(fetch, "/object/100000")
+    expect.both_ways(network, 100_000, 100_000, profile=Profile(scale=client_scale))
     expect.lossless(network)
 
 
@@ -102,13 +81,7 @@ def test_both_sequence_spaces_wrap_inside_a_transfer(before: int, timestamps: bo
     network.node_to_client.add(nth(20, lambda _: True, ()))
     network.client_to_balancer.add(nth(20, lambda _: True, ()))
     profile = Profile(timestamps=timestamps)
-    body = random.Random(4).randbytes(60_000)
-    posting = network.fetch("/post", "POST", body, isn=2**32 - 1 - before, profile=profile)
-    network.finish(posting)
-    expect.posted(network, posting, body)
-    fetch = network.fetch("/object/60000", isn=2**32 - 1 - before, profile=profile)
-    network.finish(fetch)
-    expect.answered(fetch, "/object/60000")
+    expect.both_ways(network, 60_000, 60_000, profile=profile, isn=2**32 - 1 - before)
     assert network.timeline.now < 5001.0
     expect.clean(network)
 
@@ -117,13 +90,7 @@ def test_both_sequence_spaces_wrap_inside_a_transfer(before: int, timestamps: bo
 def test_both_clocks_of_timestamps_wrap_inside_a_transfer(ticks: int) -> None:
     """5,000,000 is what a clock shows at the start that began at 0."""
     network = Network(server_tick=ticks, client_tick=ticks, latencies=Latencies(backend=0.001))
-    body = random.Random(4).randbytes(200_000)
-    posting = network.fetch("/post", "POST", body)
-    network.finish(posting)
-    expect.posted(network, posting, body)
-    fetch = network.fetch("/object/200000")
-    network.finish(fetch)
-    expect.answered(fetch, "/object/200000")
+    expect.both_ways(network, 200_000, 200_000)
     expect.lossless(network)
 
 

@@ -42,6 +42,19 @@ def test_a_request_that_comes_byte_for_byte_is_answered(interval: float) -> None
     expect.clean(network)
 
 
+@pytest.mark.parametrize("cut", [2, len(REQUEST) - 2])
+def test_a_client_that_takes_minutes_over_its_request_is_the_servers_to_time_out(cut: int) -> None:
+    """The balancer has given the connection away long before; nobody but the server counts."""
+    network = Network(nodes=3)
+    fetch = network.fetch(writes=[(0.0, REQUEST[:cut]), (900.0, REQUEST[cut:])])
+    network.run(899.0)
+    assert [len(node.host.connections) for node in network.nodes].count(1) == 1
+    assert not fetch.is_over
+    network.finish(fetch)
+    expect.answered(fetch, PATH)
+    expect.lossless(network)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_request_that_comes_out_of_order_is_hashed_by_its_url(seed: int) -> None:
     network = Network(seed, nodes=3)

@@ -117,13 +117,7 @@ def test_everything_at_once_everywhere(seed: int, options: int) -> None:
     network.keep_no_order()
     for name in LINES:
         line(network, name).have(Weather(loss=0.02, duplication=0.02, reordering=0.05))
-    body = random.Random(seed).randbytes(30_000)
-    posting = network.fetch("/post", "POST", body, profile=profile)
-    network.finish(posting)
-    expect.posted(network, posting, body)
-    fetch = network.fetch("/object/60000", profile=profile)
-    network.finish(fetch)
-    expect.answered(fetch, "/object/60000")
+    expect.both_ways(network, 30_000, 60_000, profile=profile)
     expect.clean(network)
 
 

@@ -24,7 +24,7 @@ def test_only_what_exists_is_replaced() -> None:
         table.replace("a", 1)
     table.put_if_absent("a", 1)
     table.replace("a", 2)
-    assert (table.get("a"), list(table)) == (2, ["a"])
+    assert (table.get("a"), len(table)) == (2, 1)
 
 
 def test_deleting_what_is_not_there_does_nothing() -> None:

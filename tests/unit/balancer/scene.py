@@ -209,7 +209,8 @@ class Client:
     @property
     def node(self) -> str | None:
         """The name of the node that has the connection."""
-        return self.scene.core.node_of(self.key)
+        flow = self.scene.core._connections.flows.get(self.key)
+        return flow and flow.node.name
 
     def node_address(self) -> str:
         assert self.node is not None

@@ -238,6 +238,21 @@ def test_keepalive_probe_is_answered_with_an_ack_of_nothing(
     ]
 
 
+@pytest.mark.parametrize("probe", [b"", b"\0"])
+def test_keepalive_probe_of_a_client_that_nobody_remembers_proves_its_handshake(probe: bytes) -> None:
+    client = Client(Scene(limits=Limits(half_open=0, verified=0))).connect()
+    assert client.send(probe, at=-1) == [
+        from_vip(
+            client,
+            seq=client.server_isn + 1,
+            ack=client.isn + 1,
+            flags=ACK,
+            window=WINDOW >> 7,
+            options=echoed(client),
+        )
+    ]
+
+
 @pytest.mark.parametrize("verified", [True, False])
 def test_fin_before_any_byte_is_answered_with_a_fin_and_every_repetition_too(verified: bool) -> None:
     client = Client(Scene()).greet()

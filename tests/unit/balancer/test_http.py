@@ -74,8 +74,3 @@ def test_http_client_reads_status_body_and_close(status: ErrorStatus, head: byte
     assert f"HTTP/1.1 {response.status} {response.reason}".encode() == head.partition(b"\r\n")[0]
     assert read == body
     assert response.will_close
-
-
-def test_retry_after_says_the_seconds_given() -> None:
-    response, _ = as_client_reads(error_answer(503, retry_after_s=120), "GET")
-    assert response.getheader("Retry-After") == "120"

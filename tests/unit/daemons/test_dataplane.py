@@ -24,7 +24,7 @@ LOGGER = logging.getLogger("dataplane")
 SECONDS = 2.0
 """In which a test must be through."""
 OLD, NEW = (bytes((192, 168, 33, 10)), 80), (bytes((192, 168, 33, 20)), 80)
-PLAN = rewrite.to_destination(OLD, NEW, index=1)
+PLAN = Rewrite(rewrite.to_destination(OLD, NEW, index=1))
 
 
 def tcp(payload: bytes, destination: str = "192.168.33.10", dscp: int = 0) -> bytes:

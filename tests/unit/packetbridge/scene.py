@@ -12,7 +12,10 @@ from ipaddress import IPv4Address
 from common.wire import offload, rewrite
 from common.wire.handoff import Handoff
 from common.wire.offload import NO_OFFLOAD, Offload, Packet
+from packetbridge.core import record
 from packetbridge.core.engine import PacketbridgeCore
+from packetbridge.core.machine import State
+from packetbridge.core.record import FlowRecord
 from packetbridge.core.service import Limits, Service
 from tests.unit.wire.packets import (
     ACK,
@@ -229,6 +232,11 @@ class Scene:
     @property
     def counters(self) -> dict[str, int]:
         return self.core.counters
+
+    def spliced(self) -> list[FlowRecord]:
+        """The present flows, as the journal would keep them."""
+        flows = self.core._flows._by_backend._values.values()
+        return [record.of(flow) for flow in flows if flow.state in (State.ECHOING, State.ESTABLISHED)]
 
     def balancer(self, described: Described | bytes) -> list[bytes]:
         """What the slow path makes of a packet from the tap."""

@@ -35,7 +35,7 @@ def scene() -> Scene:
         with_ip_options(built(from_backend(b"direct")._replace(client_port=50_000))),
         bytes(raw(IP(src=BACKEND, dst=CLIENT) / UDP(sport=8080, dport=49152) / b"datagram")),
         bytes(raw(IP(src=BACKEND, dst=CLIENT) / ICMP(type=0))),
-        b"\x60" + bytes(60),
+        bytes.fromhex("60000000 0014 0640 2a06") + bytes(50),
         b"\x45",
     ],
     ids=["direct", "other_port", "ip_options", "udp", "echo_reply", "ipv6", "stump"],

@@ -71,7 +71,7 @@ def test_flow_that_was_never_spliced_is_not_in_the_journal() -> None:
     scene.balancer(handoff())
     scene.pass_time(100)
     assert scene.core.journal == []
-    assert scene.core.flows() == []
+    assert scene.spliced() == []
 
 
 def test_record_reads_back_from_its_bytes() -> None:
@@ -110,15 +110,15 @@ def test_hostile_record_is_refused_or_means_its_bytes(data: bytes) -> None:
 def test_restored_flow_goes_on_where_it_was() -> None:
     killed = Scene()
     killed.settle()
-    (saved,) = killed.core.flows()
+    (saved,) = killed.spliced()
     scene = Scene()
     assert scene.core.restore(saved, scene.now, socket_exists=True) == []
     segment, reply = from_client(b"more", got=9_000_000), from_backend(b"more", sent=9_000_000)
     assert scene.fast_balancer(segment) == built(at_backend(segment))
     assert scene.fast_backend(reply) == built(at_client(reply))
-    assert scene.core.flows() == [saved]
+    assert scene.spliced() == [saved]
     assert visited(scene, exists=True) == visited(scene, exists=True) == []
-    assert scene.core.flows() == [saved]
+    assert scene.spliced() == [saved]
     assert scene.pass_time(7490) == ([], [])
     assert scene.pass_time(12) == ([], [BACKEND_KEY])
 
@@ -126,7 +126,7 @@ def test_restored_flow_goes_on_where_it_was() -> None:
 def test_restored_flow_ends_when_both_sides_finish() -> None:
     killed = Scene()
     killed.settle()
-    (saved,) = killed.core.flows()
+    (saved,) = killed.spliced()
     scene = Scene()
     scene.core.restore(saved, scene.now, socket_exists=True)
     scene.balancer(from_client(sent=0, flags=ACK | FIN))
@@ -151,7 +151,7 @@ def test_restored_flow_still_raises_the_balancers_echo() -> None:
 def test_flow_whose_socket_is_gone_is_probed_and_its_client_reset_when_it_answers() -> None:
     killed = Scene()
     killed.settle()
-    (saved,) = killed.core.flows()
+    (saved,) = killed.spliced()
     scene = Scene()
     probe = Described(from_client=False, seq=LI, ack=CI + 1, flags=ACK, window=0)
     sent = scene.core.restore(saved, scene.now, socket_exists=False)
@@ -169,7 +169,7 @@ def test_restored_flow_whose_socket_dies_soon_after_is_lost_too() -> None:
     """The client's RST to the backend's own address was on its way while the kernel was asked."""
     killed = Scene()
     killed.settle()
-    (saved,) = killed.core.flows()
+    (saved,) = killed.spliced()
     scene = Scene()
     scene.core.restore(saved, scene.now, socket_exists=True)
     probe = Described(from_client=False, seq=LI, ack=CI + 1, flags=ACK, window=0)
@@ -184,7 +184,7 @@ def test_restored_flow_whose_socket_dies_soon_after_is_lost_too() -> None:
 def test_flow_that_took_a_restored_ones_place_is_left_alone() -> None:
     killed = Scene()
     killed.settle()
-    (saved,) = killed.core.flows()
+    (saved,) = killed.spliced()
     scene = Scene()
     scene.core.restore(saved, scene.now, socket_exists=True)
     scene.balancer(handoff(client_isn=CI + 900_000, balancer_isn=LI + 5))
@@ -195,7 +195,7 @@ def test_flow_that_took_a_restored_ones_place_is_left_alone() -> None:
 def test_record_of_a_service_that_has_changed_is_left_out() -> None:
     killed = Scene()
     killed.settle()
-    (saved,) = killed.core.flows()
+    (saved,) = killed.spliced()
     for changed in (
         saved._replace(vip_index=2),
         saved._replace(vip=OTHER_SERVICE.vip),
@@ -210,7 +210,7 @@ def test_record_of_a_service_that_has_changed_is_left_out() -> None:
 def test_more_flows_than_there_is_room_for_are_not_restored() -> None:
     killed = Scene()
     killed.settle()
-    (saved,) = killed.core.flows()
+    (saved,) = killed.spliced()
     other = saved._replace(key=saved.key[:11] + b"\x01")
     scene = Scene(limits=Limits(flows=1))
     scene.core.restore(saved, scene.now, socket_exists=True)

@@ -42,7 +42,7 @@ def test_the_payload_may_fill_a_packet_of_1500_bytes_and_no_more() -> None:
     largest = EXAMPLE._replace(payload=bytes(1424))
     assert len(scapy_packet(largest)) == 1500
     assert handoff.parse_untrusted(received(scapy_packet(largest))) == largest
-    assert handoff.MAX_PAYLOAD == 1500 - 40 - handoff.OVERHEAD
+    assert handoff.MAX_PAYLOAD == 1424
     with pytest.raises(WireError) as caught:
         handoff.parse_untrusted(received(scapy_packet(EXAMPLE._replace(payload=bytes(1425)))))
     assert caught.value.reason == "bad_handoff_payload"

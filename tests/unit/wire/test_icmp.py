@@ -32,7 +32,7 @@ def message(quoted: bytes, kind: int = 3, code: int = 4, mtu: int = 1400) -> byt
 
 def test_a_router_s_fragmentation_needed_is_read() -> None:
     error = icmp.parse_untrusted(message(built(REPLY)[:28]))
-    assert (error.type, error.code) == (icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED)
+    assert (error.type, error.code) == (3, 4)
     assert error.rest == b"\x00\x00\x05\x78"
     assert error.quoted_key == bytes.fromhex("c0a8210a cb007107 0050 c000")
     assert error.quoted_seq == 0x01020304
@@ -60,12 +60,6 @@ def test_what_is_no_error_about_tcp_is_refused_with_the_reason(data: bytes, reas
     with pytest.raises(WireError) as caught:
         icmp.parse_untrusted(data)
     assert caught.value.reason == reason
-
-
-def test_the_checksum_is_computed_over_the_whole_message() -> None:
-    made = message(built(REPLY)[:28])
-    error = icmp.parse_untrusted(made)
-    assert icmp.emit(icmp.with_checksum(error._replace(checksum=0x1234))) == made
 
 
 @quickly

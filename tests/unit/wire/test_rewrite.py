@@ -84,6 +84,20 @@ def towards_client(described: Described, seq: int, value: int, window: int) -> D
     )
 
 
+def to_node(index: int) -> Rewrite:
+    return Rewrite(rewrite.to_destination(VIP_END, NODE_END, index=index))
+
+
+def to_backend(ack_delta: int, echo_delta: int) -> Rewrite:
+    splice = Splice(-ack_delta % 2**32, -echo_delta % 2**32, 0, 0)
+    return Rewrite(rewrite.to_destination(NODE_END, BACKEND_END), splice)
+
+
+def to_client(seq_delta: int = 0, value_delta: int = 0, window_shift: int = 0) -> Rewrite:
+    splice = Splice(seq_delta % 2**32, value_delta % 2**32, window_shift, 0)
+    return Rewrite(rewrite.to_source(BACKEND_END, VIP_END), splice)
+
+
 def check(plan: Rewrite, before: Described, after: Described) -> None:
     assert rewrite.applied(plan, Packet(built(before))) == Packet(built(after))
 
@@ -96,7 +110,7 @@ def check(plan: Rewrite, before: Described, after: Described) -> None:
 def test_the_balancer_replaces_destination_and_dscp_and_keeps_ecn(index: int, ecn: int) -> None:
     request = REQUEST._replace(tos=0b101010_00 | ecn)
     check(
-        rewrite.to_destination(VIP_END, NODE_END, index=index),
+        to_node(index),
         request,
         request._replace(server=NODE, tos=index << 2 | ecn),
     )
@@ -106,7 +120,7 @@ def test_the_balancer_replaces_destination_and_dscp_and_keeps_ecn(index: int, ec
 @given(described_packets, st.integers(1, 63))
 def test_the_balancer_changes_nothing_else_of_any_packet(described: Described, index: int) -> None:
     before = described._replace(from_client=True, server=VIP, server_port=80)
-    check(rewrite.to_destination(VIP_END, NODE_END, index=index), before, towards_node(before, index))
+    check(to_node(index), before, towards_node(before, index))
 
 
 # Packetbridge: client to backend
@@ -114,7 +128,7 @@ def test_the_balancer_changes_nothing_else_of_any_packet(described: Described, i
 
 def test_the_node_shifts_ack_and_echo_and_clears_the_dscp() -> None:
     check(
-        rewrite.to_destination(NODE_END, BACKEND_END, ack_delta=-500, echo_delta=-8000),
+        to_backend(ack_delta=-500, echo_delta=-8000),
         REQUEST._replace(server=NODE, tos=0b000001_11),
         REQUEST._replace(
             server=BACKEND,
@@ -141,7 +155,7 @@ def test_the_node_shifts_ack_and_echo_and_clears_the_dscp() -> None:
 def test_sack_blocks_move_with_the_ack_at_even_and_odd_places(options: list[ScapyOption]) -> None:
     before = REQUEST._replace(server=NODE, options=tuple(options))
     check(
-        rewrite.to_destination(NODE_END, BACKEND_END, ack_delta=0x89ABCDEF, echo_delta=0x12345679),
+        to_backend(ack_delta=0x89ABCDEF, echo_delta=0x12345679),
         before,
         towards_backend(before, 0x89ABCDEF, 0x12345679),
     )
@@ -153,7 +167,7 @@ def test_any_packet_to_the_backend_is_the_one_that_scapy_builds(
     described: Described, ack: int, echo: int
 ) -> None:
     before = described._replace(from_client=True, server=NODE, server_port=80, flags=described.flags | ACK)
-    plan = rewrite.to_destination(NODE_END, BACKEND_END, ack_delta=ack, echo_delta=echo)
+    plan = to_backend(ack_delta=ack, echo_delta=echo)
     check(plan, before, towards_backend(before, ack, echo))
 
 
@@ -161,7 +175,7 @@ def test_any_packet_to_the_backend_is_the_one_that_scapy_builds(
 def test_a_segment_without_ack_keeps_its_ack_number(flags: int) -> None:
     before = REQUEST._replace(server=NODE, flags=flags, ack=0, options=(), payload=b"")
     check(
-        rewrite.to_destination(NODE_END, BACKEND_END, ack_delta=77, echo_delta=5),
+        to_backend(ack_delta=77, echo_delta=5),
         before,
         before._replace(server=BACKEND, server_port=8080, tos=REQUEST.tos % 4),
     )
@@ -172,7 +186,7 @@ def test_a_segment_without_ack_keeps_its_ack_number(flags: int) -> None:
 
 def test_the_node_shifts_seq_value_and_window_of_a_reply() -> None:
     check(
-        rewrite.to_source(BACKEND_END, VIP_END, seq_delta=40_000, value_delta=17, window_shift=2),
+        to_client(seq_delta=40_000, value_delta=17, window_shift=2),
         REPLY._replace(window=502),
         REPLY._replace(
             server=VIP,
@@ -199,7 +213,7 @@ def test_the_node_shifts_seq_value_and_window_of_a_reply() -> None:
 )
 def test_a_window_is_rescaled_rounded_down_and_clamped(window: int, shift: int, expected: int) -> None:
     check(
-        rewrite.to_source(BACKEND_END, VIP_END, window_shift=shift),
+        to_client(window_shift=shift),
         REPLY._replace(window=window),
         REPLY._replace(server=VIP, server_port=80, window=expected),
     )
@@ -211,13 +225,13 @@ def test_any_packet_to_the_client_is_the_one_that_scapy_builds(
     described: Described, seq: int, value: int, window: int
 ) -> None:
     before = described._replace(from_client=False, server=BACKEND, server_port=8080)
-    plan = rewrite.to_source(BACKEND_END, VIP_END, seq_delta=seq, value_delta=value, window_shift=window)
+    plan = to_client(seq_delta=seq, value_delta=value, window_shift=window)
     check(plan, before, towards_client(before, seq, value, window))
 
 
 def test_sack_blocks_of_the_backend_speak_of_the_client_s_numbers_and_stay() -> None:
     before = REPLY._replace(options=(*LINUX_OPTIONS, ("NOP", None), ("NOP", None), ("SAck", BLOCKS)))
-    plan = rewrite.to_source(BACKEND_END, VIP_END, seq_delta=99)
+    plan = to_client(seq_delta=99)
     check(plan, before, before._replace(server=VIP, server_port=80, seq=1099))
 
 
@@ -233,13 +247,13 @@ def test_one_splice_serves_both_directions(
     request = described._replace(from_client=True, server=NODE, server_port=80, flags=described.flags | ACK)
     rescaled = min(int(request.window * 2.0**client_shift), 0xFFFF)
     check(
-        Rewrite(rewrite.to_destination(NODE_END, BACKEND_END).target, splice),
+        Rewrite(rewrite.to_destination(NODE_END, BACKEND_END), splice),
         request,
         towards_backend(request, -seq, -value)._replace(window=rescaled),
     )
     reply = described._replace(from_client=False, server=BACKEND, server_port=8080)
     check(
-        Rewrite(rewrite.to_source(BACKEND_END, VIP_END).target, splice),
+        Rewrite(rewrite.to_source(BACKEND_END, VIP_END), splice),
         reply,
         towards_client(reply, seq, value, server_shift),
     )
@@ -250,10 +264,10 @@ def test_one_splice_serves_both_directions(
 def test_every_number_wraps_around_at_two_to_the_32(number: int, delta: int) -> None:
     stamps: ScapyOption = ("Timestamp", (number, number))
     before = REQUEST._replace(server=NODE, ack=number, options=(stamps, ("SAck", (number, number))))
-    plan = rewrite.to_destination(NODE_END, BACKEND_END, ack_delta=delta, echo_delta=delta)
+    plan = to_backend(ack_delta=delta, echo_delta=delta)
     check(plan, before, towards_backend(before, delta, delta))
     reply = REPLY._replace(seq=number, options=(("NOP", None), stamps))
-    plan = rewrite.to_source(BACKEND_END, VIP_END, seq_delta=delta, value_delta=delta)
+    plan = to_client(seq_delta=delta, value_delta=delta)
     check(plan, reply, towards_client(reply, delta, delta, 0))
 
 
@@ -265,7 +279,7 @@ def test_wrong_checksums_stay_wrong_by_the_same_amount(
     before = built(described._replace(from_client=True, server=NODE, server_port=80))
     damaged = with_field(before, 10, (word(before, 10) + ip_error) % 0xFFFF)
     damaged = with_field(damaged, 36, (word(before, 36) + tcp_error) % 0xFFFF)
-    plan = rewrite.to_destination(NODE_END, BACKEND_END, ack_delta=ack, echo_delta=echo)
+    plan = to_backend(ack_delta=ack, echo_delta=echo)
     after = rewrite.applied(plan, Packet(damaged)).data
     assert (ip_checksum_error(after), tcp_checksum_error(after)) == (ip_error, tcp_error)
 
@@ -288,7 +302,7 @@ def test_wrong_checksums_stay_wrong_by_the_same_amount(
 def test_malformed_options_are_left_as_they_are(area: str, expected: str | None) -> None:
     before = REQUEST._replace(server=NODE, options=(), raw_options=padded(area))
     check(
-        rewrite.to_destination(NODE_END, BACKEND_END, ack_delta=7, echo_delta=3),
+        to_backend(ack_delta=7, echo_delta=3),
         before,
         towards_backend(before, 7, 3)._replace(raw_options=padded(expected or area)),
     )
@@ -300,14 +314,14 @@ def padded(area: str) -> bytes:
 
 
 PLANS: list[tuple[Rewrite, Described, Callable[[Described], Described]]] = [
-    (rewrite.to_destination(VIP_END, NODE_END, index=1), REQUEST, lambda before: towards_node(before, 1)),
+    (to_node(1), REQUEST, lambda before: towards_node(before, 1)),
     (
-        rewrite.to_destination(NODE_END, BACKEND_END, ack_delta=0xFEDCBA98, echo_delta=0x76543210),
+        to_backend(ack_delta=0xFEDCBA98, echo_delta=0x76543210),
         REQUEST._replace(server=NODE),
         lambda before: towards_backend(before, 0xFEDCBA98, 0x76543210),
     ),
     (
-        rewrite.to_source(BACKEND_END, VIP_END, seq_delta=0x12345678, value_delta=-9, window_shift=7),
+        to_client(seq_delta=0x12345678, value_delta=-9, window_shift=7),
         REPLY,
         lambda before: towards_client(before, 0x12345678, -9, 7),
     ),
@@ -346,7 +360,7 @@ def test_any_unfinished_checksum_stays_the_pseudo_header_s_sum(
 @given(st.binary(min_size=1, max_size=40), st.binary(max_size=40), u16)
 def test_only_the_packet_s_own_bytes_in_the_buffer_change(before: bytes, behind: bytes, window: int) -> None:
     described = REPLY._replace(window=window)
-    plan = rewrite.to_source(BACKEND_END, VIP_END, seq_delta=5, window_shift=1)
+    plan = to_client(seq_delta=5, window_shift=1)
     buffer = bytearray(before + bytes(offload.SIZE) + built(described) + behind)
     rewrite.apply(plan, buffer, len(before) + offload.SIZE)
     assert buffer == before + bytes(offload.SIZE) + built(towards_client(described, 5, 0, 1)) + behind

@@ -44,11 +44,3 @@ def test_a_number_is_neither_before_nor_after_itself() -> None:
     assert not seq.gt(7, 7)
     assert seq.le(7, 7)
     assert seq.ge(7, 7)
-
-
-def test_a_window_holds_its_start_and_not_its_end_and_may_wrap() -> None:
-    assert seq.in_window(0xFFFFFFF0, 0xFFFFFFF0, 0x20)
-    assert seq.in_window(0x0F, 0xFFFFFFF0, 0x20)
-    assert not seq.in_window(0x10, 0xFFFFFFF0, 0x20)
-    assert not seq.in_window(0xFFFFFFEF, 0xFFFFFFF0, 0x20)
-    assert not seq.in_window(5, 5, 0)
