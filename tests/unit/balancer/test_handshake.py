@@ -253,6 +253,13 @@ def test_keepalive_probe_of_a_client_that_nobody_remembers_proves_its_handshake(
     ]
 
 
+@pytest.mark.parametrize("payload", [b"", b"\0"])
+def test_fin_below_the_stream_is_no_keepalive_probe_and_ends_nothing(payload: bytes) -> None:
+    client = Client(Scene()).connect()
+    assert client.send(payload, at=-1, flags=FIN | ACK) == []
+    assert client.scene.core.sizes["verified"] == 1
+
+
 @pytest.mark.parametrize("verified", [True, False])
 def test_fin_before_any_byte_is_answered_with_a_fin_and_every_repetition_too(verified: bool) -> None:
     client = Client(Scene()).greet()

@@ -86,7 +86,16 @@ def test_sack_blocks_of_the_backend_are_in_the_clients_numbers_already(scene: Sc
 
 @pytest.mark.parametrize(
     ("backend_scale", "promised", "window", "expected"),
-    [(7, 7, 509, 509), (9, 7, 509, 2036), (9, 7, 60_000, 65_535), (5, 7, 511, 127), (None, 7, 6400, 50)],
+    [
+        (7, 7, 509, 509),
+        (9, 7, 509, 2036),
+        (9, 7, 60_000, 65_535),
+        (5, 7, 511, 127),
+        (None, 7, 6400, 50),
+        (7, 0, 509, 65_152),
+        (2, 9, 1000, 7),
+        (None, 2, 6400, 1600),
+    ],
 )
 def test_backends_window_is_rescaled_to_what_was_promised(
     scene: Scene, backend_scale: int | None, promised: int, window: int, expected: int
