@@ -76,37 +76,45 @@ class RawPlane:
             nursery.start_soon(self._keep_time)
             for feed in self._feeds:
                 others = [other for other in self._feeds if other is not feed]
-                nursery.start_soon(self._pump, [feed, *others])
+                nursery.start_soon(self._pump, feed, others)
 
     def send(self, packets: Iterable[Packet]) -> None:
         for packet in packets:
             self._tun.send_packet(packet.data, offload.emit(packet.offload))
 
-    async def _pump(self, feeds: list[Feed]) -> None:
-        """Take what comes from the first, and then what the others have by now: answers to what was sent.
+    async def _pump(self, feed: Feed, others: list[Feed]) -> None:
+        """Take what comes, and at once what the others have by now if the core has sent something.
 
         A server on this host has answered a SYN by the time that the write to the TUN returns.
         """
         while True:
-            await trio.lowlevel.wait_readable(feeds[0].port)
+            await trio.lowlevel.wait_readable(feed.port)
             now = time.monotonic()
-            for feed in feeds:
-                try:
-                    self._drain(feed, now)
-                except HostError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - see the module's head
-                    self._give_up(error)
+            if self._take(feed, now):
+                for other in others:
+                    self._take(other, now)
             self._advance_alarm(now)
 
-    def _drain(self, feed: Feed, now: float) -> None:
+    def _take(self, feed: Feed, now: float) -> bool:
+        """`_drain`, and then on, whatever a packet has brought to light."""
+        try:
+            return self._drain(feed, now)
+        except HostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - see the module's head
+            self._give_up(error)
+            return False
+
+    def _drain(self, feed: Feed, now: float) -> bool:
+        """Whether the core has sent something, beyond what went by plan."""
+        has_sent = False
         port, plan_for, receive = feed
         receive_into, send, apply, buffer = port.receive_into, self._tun.send, rewrite.apply, self._buffer
         for _ in range(BATCH):
             try:
                 length = receive_into(buffer)
             except BlockingIOError:
-                return
+                break
             if not length:
                 continue
             plan = plan_for(buffer, IP_AT, length, now)
@@ -116,7 +124,10 @@ class RawPlane:
             else:
                 said = offload.parse(memoryview(buffer)[VNET_AT:IP_AT])
                 packet = Packet(bytes(buffer[IP_AT : IP_AT + length]), said)
-                self.send(receive(packet, now))
+                packets = receive(packet, now)
+                self.send(packets)
+                has_sent = has_sent or bool(packets)
+        return has_sent
 
     async def _keep_time(self) -> None:
         while True:

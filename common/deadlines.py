@@ -13,6 +13,11 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 
+def earliest(*deadlines: float | None) -> float | None:
+    """The first of those that are set."""
+    return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+
 class Deadlines(Generic[Key]):
     """Times and ``resolution`` are seconds of the caller's monotonic clock.
 

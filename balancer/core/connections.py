@@ -3,7 +3,7 @@
 from balancer.core.connection import Answered, Collecting, Flow, Handshake
 from balancer.core.machine import State
 from balancer.core.service import Limits
-from common.deadlines import Deadlines
+from common.deadlines import Deadlines, earliest
 from common.tables import AgingTable, DictTable, Table, TableFullError
 from common.wire import syncookie
 from common.wire.segment import FlowKey
@@ -88,13 +88,12 @@ class Connections:
         return self._patience.due(now)
 
     def next_deadline(self) -> float | None:
-        deadlines = (
+        return earliest(
             self._patience.next(),
             self._idle.next(),
             self.verified.next_deadline(),
             self.answered.next_deadline(),
         )
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     @property
     def sizes(self) -> dict[str, int]:

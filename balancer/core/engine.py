@@ -16,6 +16,7 @@ from balancer.core.machine import RULES, Action
 from balancer.core.preamble import Verdict
 from balancer.core.service import Limits, Service
 from common.counters import Counters
+from common.deadlines import earliest
 from common.limit import TokenBucket
 from common.tables import TableFullError
 from common.tcp import reset
@@ -31,7 +32,6 @@ from common.wire.segment import FlowKey, Segment
 
 CONTESTED_SECONDS = syncookie.LIFETIME_SECONDS
 """After a SYN on a flow's 4-tuple: as long as the cookie that answered it may be good."""
-_ICMP = bytes((ipv4.PROTOCOL_ICMP,))
 _MASK = seq.MODULUS - 1
 
 
@@ -97,7 +97,7 @@ class BalancerCore:
         """Take any packet for the VIP. Returns packets to be routed by their destination."""
         packet = segments.without_padding(packet)
         try:
-            if packet.data[ipv4.PROTOCOL_AT : ipv4.PROTOCOL_AT + 1] == _ICMP:
+            if ipv4.carries(packet.data, ipv4.PROTOCOL_ICMP):
                 return self._receive_icmp(packet)
             segment = segments.parse_untrusted(packet)
             check_flags(segment)
@@ -112,8 +112,7 @@ class BalancerCore:
 
     def next_deadline(self) -> float | None:
         """When `on_timeout` wants to be called, if at all."""
-        deadlines = (self._connections.next_deadline(), self._greeter.next_deadline())
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        return earliest(self._connections.next_deadline(), self._greeter.next_deadline())
 
     def on_timeout(self, now: float) -> list[Packet]:
         self._greeter.expire(now)

@@ -7,7 +7,6 @@ may lead through the very router that made the error, which drops packets that c
 
 from balancer.core.service import Node
 from common.wire import checksum, dscp, icmp, ipv4
-from common.wire.errors import WireError
 from common.wire.ipv4 import Ipv4Header
 from common.wire.offload import Packet
 from common.wire.segment import FlowKey, reverse
@@ -16,10 +15,7 @@ from common.wire.segment import FlowKey, reverse
 def client_key_untrusted(packet: Packet) -> FlowKey:
     """The key, client to VIP, of the flow that the ICMP error is about."""
     header = ipv4.parse_untrusted(packet.data)
-    if header.is_fragment:
-        raise WireError("fragment")
-    if header.options:
-        raise WireError("ip_options")
+    ipv4.require_plain(header)
     error = icmp.parse_untrusted(packet.data[header.size : header.total_length])
     return reverse(error.quoted_key)
 

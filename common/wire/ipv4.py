@@ -69,6 +69,19 @@ def parse_untrusted(data: Buffer) -> Ipv4Header:
     return Ipv4Header(tos, total, ident, fragment, ttl, protocol, check, source, destination, options)
 
 
+def carries(data: bytes, protocol: int) -> bool:
+    """What the header's protocol field says, if there is one."""
+    return len(data) > PROTOCOL_AT and data[PROTOCOL_AT] == protocol
+
+
+def require_plain(header: Ipv4Header) -> None:
+    """Raises `WireError` for a fragment and for IP options."""
+    if header.is_fragment:
+        raise WireError("fragment")
+    if header.options:
+        raise WireError("ip_options")
+
+
 def emit(header: Ipv4Header) -> bytes:
     """The header's bytes, checksum field as given."""
     first = 0x40 | header.size // 4

@@ -114,8 +114,18 @@ def applied(plan: Rewrite, packet: Packet) -> Packet:
 def with_echo(packet: Packet, echo: int) -> Packet:
     """The TCP packet with this TSecr, if it has timestamps, its checksum as right as it was."""
     at = _echo_at(packet.data)
-    if at is None:
+    return packet if at is None else _with_echo_at(packet, at, echo)
+
+
+def with_raised_echo(packet: Packet, floor: int) -> Packet:
+    """The packet, with its TSecr raised to ``floor`` if it is before that."""
+    at = _echo_at(packet.data)
+    if at is None or seq.ge(int.from_bytes(packet.data[at : at + 4], "big"), floor):
         return packet
+    return _with_echo_at(packet, at, floor)
+
+
+def _with_echo_at(packet: Packet, at: int, echo: int) -> Packet:
     made = bytearray(packet.data)
     made[at : at + 4] = echo.to_bytes(4, "big")
     if not packet.offload.needs_checksum:
@@ -124,14 +134,6 @@ def with_echo(packet: Packet, echo: int) -> Packet:
         delta = echo - int.from_bytes(packet.data[at : at + 4], "big")
         _WORD.pack_into(made, check_at, checksum.update(check, delta * (256 if at % 2 else 1)))
     return packet._replace(data=bytes(made))
-
-
-def with_raised_echo(packet: Packet, floor: int) -> Packet:
-    """The packet, with its TSecr raised to ``floor`` if it is before that."""
-    at = _echo_at(packet.data)
-    if at is None or seq.ge(int.from_bytes(packet.data[at : at + 4], "big"), floor):
-        return packet
-    return with_echo(packet, floor)
 
 
 def _echo_at(data: bytes) -> int | None:
@@ -162,21 +164,13 @@ def _shift_options(buffer: bytearray, at: int, end: int, deltas: _Deltas) -> int
     """Shift timestamps and SACK blocks between ``at``, which is even within the packet, and ``end``."""
     _, ack_delta, value_delta, echo_delta = deltas
     delta = 0
-    start = at
-    while at < end and (kind := buffer[at]) != tcp_options.END:
-        if kind == tcp_options.NOP:
-            at += 1
-            continue
-        length = buffer[at + 1] if at + 1 < end else 0
-        if length < 2 or at + length > end:
-            break
-        weight = 256 if (at - start) % 2 else 1
+    for kind, option_at, length in tcp_options.walk(buffer, at, end):
+        weight = 256 if (option_at - at) % 2 else 1
         if kind == tcp_options.TIMESTAMPS and length == 10:
-            delta += weight * _add_pair(buffer, at + 2, value_delta, echo_delta)
+            delta += weight * _add_pair(buffer, option_at + 2, value_delta, echo_delta)
         elif kind == tcp_options.SACK and ack_delta and length % 8 == 2:
-            for block in range(at + 2, at + length, 8):
+            for block in range(option_at + 2, option_at + length, 8):
                 delta += weight * _add_pair(buffer, block, ack_delta, ack_delta)
-        at += length
     return delta
 
 

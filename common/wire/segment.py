@@ -81,10 +81,7 @@ def parse_untrusted(packet: Packet) -> Segment:
         raise WireError("bad_ip_checksum")
     if header.protocol != ipv4.PROTOCOL_TCP:
         raise WireError("not_tcp")
-    if header.is_fragment:
-        raise WireError("fragment")
-    if header.options:
-        raise WireError("ip_options")
+    ipv4.require_plain(header)
     data = packet.data[ipv4.HEADER_SIZE : header.total_length]
     segment = tcp.parse_untrusted(data)
     source_port, destination_port, number, ack, flags, window, check, urgent, options = segment

@@ -5,7 +5,7 @@ same bytes. What the options say is read by `syn_options` and `timestamps_untrus
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from common.wire.buffer import Buffer
@@ -101,6 +101,22 @@ def syn_options(options: Iterable[Option]) -> SynOptions:
     return SynOptions(mss, scale, sack_permitted, stamps)
 
 
+def walk(buffer: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Kind, position and length of each option between ``at`` and ``end``.
+
+    No-operations are passed over. It stops at the end of the list, and at what is malformed.
+    """
+    while at < end and (kind := buffer[at]) != END:
+        if kind == NOP:
+            at += 1
+            continue
+        length = buffer[at + 1] if at + 1 < end else 0
+        if length < 2 or at + length > end:
+            return
+        yield kind, at, length
+        at += length
+
+
 def timestamps_at(area: bytes) -> int | None:
     """Where TSval stands in an option area, TSecr behind it.
 
@@ -108,17 +124,9 @@ def timestamps_at(area: bytes) -> int | None:
     """
     if area[:4] == USUAL_TIMESTAMPS and len(area) >= _USUAL_SIZE:
         return len(USUAL_TIMESTAMPS)
-    at = 0
-    while at < len(area) and (kind := area[at]) != END:
-        if kind == NOP:
-            at += 1
-            continue
-        length = area[at + 1] if at + 1 < len(area) else 0
-        if length < 2 or at + length > len(area):
-            return None
+    for kind, at, length in walk(area, 0, len(area)):
         if kind == TIMESTAMPS and length == _TIMESTAMPS_OPTION.size:
             return at + 2
-        at += length
     return None
 
 

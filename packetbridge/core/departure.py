@@ -19,9 +19,9 @@ def key_of(data: bytes) -> FlowKey | None:
     """
     if len(data) < FLOW_KEY_END or data[0] >> 4 != 4:
         return None
-    if data[9] == ipv4.PROTOCOL_ICMP:
+    if ipv4.carries(data, ipv4.PROTOCOL_ICMP):
         return _quoted_key(data)
-    if data[9] != ipv4.PROTOCOL_TCP:
+    if not ipv4.carries(data, ipv4.PROTOCOL_TCP):
         return None
     if int.from_bytes(data[6:8], "big") & _FRAGMENT_OFFSET:
         raise WireError("fragment")

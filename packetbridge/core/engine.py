@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from common.counters import Counters
-from common.deadlines import Deadlines
+from common.deadlines import Deadlines, earliest
 from common.tcp.activity import REACH, Phase
 from common.wire import dscp, ipv4, segment, seq, tcp
 from common.wire.buffer import Buffer
@@ -129,7 +129,7 @@ class PacketbridgeCore:
     def from_balancer(self, packet: Packet, now: float) -> list[Packet]:
         """What follows from a tagged packet. What is not as it should be is counted and dropped."""
         try:
-            if len(packet.data) > ipv4.HEADER_SIZE and packet.data[9] == ipv4.PROTOCOL_ICMP:
+            if ipv4.carries(packet.data, ipv4.PROTOCOL_ICMP):
                 return self._icmp(packet)
             return self._client(Received(packet, segment.parse_untrusted(packet)), now)
         except WireError as error:
@@ -143,7 +143,7 @@ class PacketbridgeCore:
             flow = self._flows.of_backend(key) if key else None
             if flow is None:
                 return [packet]
-            if packet.data[9] == ipv4.PROTOCOL_ICMP:
+            if ipv4.carries(packet.data, ipv4.PROTOCOL_ICMP):
                 raise WireError("icmp_from_backend")
             received = Received(packet, segment.parse_untrusted(packet))
             event = events.of_backend(flow, received.segment)
@@ -234,13 +234,12 @@ class PacketbridgeCore:
 
     def next_deadline(self) -> float | None:
         """When `on_timeout` has something to do."""
-        deadlines = (
+        return earliest(
             self._idle.next(),
             self._rounds.next_deadline(),
             self._strangers.next_deadline(),
             self._revisits.next_deadline(),
         )
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def on_timeout(self, now: float) -> Timeouts:
         timeouts = Timeouts(self._strangers.due(now), self._revisits.due(now))

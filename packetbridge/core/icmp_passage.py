@@ -19,10 +19,7 @@ def parse_untrusted(packet: Packet) -> tuple[Ipv4Header, IcmpError]:
     header = ipv4.parse_untrusted(packet.data)
     if not ipv4.checksum_holds(packet.data):
         raise WireError("bad_ip_checksum")
-    if header.is_fragment:
-        raise WireError("fragment")
-    if header.options:
-        raise WireError("ip_options")
+    ipv4.require_plain(header)
     return header, icmp.parse_untrusted(packet.data[header.size : header.total_length])
 
 

@@ -217,6 +217,17 @@ def test_verified_table_is_bounded_and_the_cookie_serves_those_beyond() -> None:
     assert beyond.send(GET) == [handoff_packet(beyond, GET, window=502 << 7)]
 
 
+def ack_of_nothing(client: Client, window: int) -> bytes:
+    return from_vip(
+        client,
+        seq=client.server_isn + 1,
+        ack=client.isn + 1,
+        flags=ACK,
+        window=window,
+        options=echoed(client),
+    )
+
+
 @pytest.mark.parametrize("probe", [b"", b"\0"])
 @pytest.mark.parametrize("verified", [True, False])
 @pytest.mark.parametrize(("scale", "window"), [(7, WINDOW >> 7), (None, WINDOW)])
@@ -226,31 +237,13 @@ def test_keepalive_probe_is_answered_with_an_ack_of_nothing(
     client = Client(Scene(), scale=scale).greet()
     if verified:
         client.send()
-    assert client.send(probe, at=-1) == [
-        from_vip(
-            client,
-            seq=client.server_isn + 1,
-            ack=client.isn + 1,
-            flags=ACK,
-            window=window,
-            options=echoed(client),
-        )
-    ]
+    assert client.send(probe, at=-1) == [ack_of_nothing(client, window)]
 
 
 @pytest.mark.parametrize("probe", [b"", b"\0"])
 def test_keepalive_probe_of_a_client_that_nobody_remembers_proves_its_handshake(probe: bytes) -> None:
     client = Client(Scene(limits=Limits(half_open=0, verified=0))).connect()
-    assert client.send(probe, at=-1) == [
-        from_vip(
-            client,
-            seq=client.server_isn + 1,
-            ack=client.isn + 1,
-            flags=ACK,
-            window=WINDOW >> 7,
-            options=echoed(client),
-        )
-    ]
+    assert client.send(probe, at=-1) == [ack_of_nothing(client, WINDOW >> 7)]
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0"])

@@ -207,3 +207,17 @@ def test_a_timer_with_a_bug_is_counted_and_does_not_keep_the_loop_busy(
     assert len(bench.outlet.sent) == 1
     assert 0 < bench.plane.failures <= (time.monotonic() - began) * 1000 + 1
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(("first", "is_taken"), [(b"ask", True), (b"plan", False)])
+def test_what_waits_elsewhere_is_taken_at_once_only_if_the_core_has_sent_something(
+    bench: Bench, first: bytes, is_taken: bool
+) -> None:
+    silent = Port()
+    silent._packets.append(tcp(b"answer"))  # without waking anybody
+    feeds = [Feed(port, bench.core.plan, bench.core.receive) for port in (bench.port, silent)]
+    bench.plane = RawPlane(cast(Tun, bench.outlet), feeds, bench.core, LOGGER)
+    bench.port.put(tcp(first))
+    bench.run_until(lambda: len(bench.outlet.sent) == 1 + is_taken)
+    assert (tcp(b"answer") in bench.core.received) == is_taken
+    silent.close()
