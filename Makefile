@@ -22,11 +22,13 @@ endef
 define set_up
 @setup/packages
 @setup/venv
+@$(VENV)/python bpf/build.py
 endef
 
 define set_up_unprivileged
-@setup/packages run check
+@setup/packages run build check
 @setup/venv
+@$(VENV)/python bpf/build.py
 endef
 
 help: ## this list
@@ -66,6 +68,7 @@ check: ## ruff, mypy, shellcheck, import rules, generated files
 	$(VENV)/mypy
 	shellcheck $(SCRIPTS)
 	$(VENV)/python -m docs.generate --check
+	$(VENV)/python -m bpf.generate --check
 	$(VENV)/python -m pytest -p no:cacheprovider -q tests/unit/test_imports.py
 
 bench: ## measures the balancer against direct connections, side by side (root)
@@ -74,12 +77,12 @@ bench: ## measures the balancer against direct connections, side by side (root)
 	@$(VENV)/python -m bench
 
 install: ## balancer and packetbridge into /opt/l3dsr and /usr/local/bin, and a handoff key (root)
-	@setup/packages run
+	@setup/packages run build
 	@setup/install
 
 uninstall: ## takes all of that away but the key (root)
 	@setup/uninstall
 
 clean: ## removes .venv and all caches
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@rm -rf .venv common/bpf/built .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

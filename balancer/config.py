@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from pathlib import Path
 
 from balancer.core.service import Limits, NonHttp
 from common.config import (
@@ -13,8 +12,10 @@ from common.config import (
     DEFAULT_VIP,
     ConfigError,
     Endpoint,
+    HostConfig,
     Parser,
     add_common_options,
+    host_config,
     parse_address,
     parse_command,
     parse_endpoint,
@@ -54,9 +55,7 @@ class BalancerConfig:
     non_http: NonHttp
     promised_scale: int
     max_flows: int
-    key_file: Path
-    insecure: bool
-    log_level: str
+    host: HostConfig
 
 
 def parse(arguments: Sequence[str] | None = None) -> BalancerConfig:
@@ -143,9 +142,7 @@ def _validated(options: argparse.Namespace) -> BalancerConfig:
         non_http=NonHttp(options.non_http),
         promised_scale=parse_number(options.window_scale, 0, tcp_options.MAX_WINDOW_SCALE, "--window-scale"),
         max_flows=parse_number(options.max_flows, 1, 10_000_000, "--max-flows"),
-        key_file=options.key_file,
-        insecure=options.insecure,
-        log_level=options.log_level,
+        host=host_config(options),
     )
 
 

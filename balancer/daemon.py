@@ -1,24 +1,19 @@
 """The balancer as a process: what it takes from the host, and what it gives back when it stops."""
 
 import logging
-import os
-import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
+from balancer import raw
 from balancer.config import BalancerConfig
-from balancer.core.engine import BalancerCore
 from balancer.core.service import Limits, Service, make_nodes
-from common import keyring
-from common.daemon import plane_counters, serve
-from common.dataplane import Feed, RawPlane
+from balancer.ebpf import plane
+from common import engine
+from common.daemon import serve
+from common.engine import Engine, Site
 from common.keyring import KeySource
 from common.net import host, intake, interfaces
 from common.net.errors import HostError
-from common.net.interfaces import Interface
-from common.net.ownership import OwnedTable, drop_rules
-from common.net.packet_socket import Tap
 from common.net.routes import route_mtu
-from common.net.tun import Tun
 from common.wire import handoff, ipv4
 
 _MIN_PAYLOAD = 536
@@ -30,44 +25,47 @@ _COMPLAINTS = {
 def run(config: BalancerConfig, logger: logging.Logger) -> None:
     """Serve until SIGTERM or SIGINT. `ConfigError` or `HostError`, the host as it was, if that cannot be."""
     host.require_privileges()
-    keys = KeySource(config.key_file, is_insecure=config.insecure)
+    keys = KeySource(config.host.key_file, is_insecure=config.host.insecure)
     host.require_tun_device()
     host.require_no_strict_rp_filter()
-    core = BalancerCore(
-        make_service(config),
-        keyring.make_mac(os.urandom(keyring.KEY_SIZE)),
-        keys.sign,
-        lambda: int(time.time()),
-        Limits(flows=config.max_flows),
+    mtu = min(route_mtu(node.address) for node in config.nodes)
+    service = make_service(config, mtu)
+    limits = Limits(flows=config.max_flows)
+    site = Site(
+        keys=keys,
+        intake=intake.of_balancer(config.vip.address, config.vip.port),
+        tapped=interfaces.tap_interfaces(interfaces.interfaces()),
+        state_dir=config.host.state_dir,
+        keep_flows=config.host.keep_flows,
+        logger=logger,
     )
-    tapped = interfaces.tap_interfaces(interfaces.interfaces())
-    wanted = intake.of_balancer(config.vip.address, config.vip.port)
     with ExitStack() as owned:
-        tun = owned.enter_context(closing(Tun()))
-        owned.enter_context(closing(OwnedTable(wanted.name, drop_rules(wanted, tapped))))
-        taps = [owned.enter_context(closing(Tap(interface, wanted))) for interface in tapped]
-        # Nothing is routed to this TUN; it is read to notice when somebody deletes it.
-        from_tun = Feed(tun, lambda *_: None, lambda *_: [])
-        from_taps = [Feed(tap, core.plan, core.receive) for tap in taps]
-        plane = RawPlane(tun, [from_tun, *from_taps], core, logger)
+        chosen = engine.start(
+            config.host.engine,
+            ebpf=lambda attempt: plane.start(service, mtu, limits, site, attempt),
+            raw=lambda attempt: raw.start(service, limits, site, attempt),
+            owned=owned,
+            logger=logger,
+        )
         serve(
-            plane,
+            chosen,
             keys,
-            announce=lambda: _log_start(config, tapped, logger),
-            counters=lambda: {**core.sizes, **core.counters, **plane_counters(plane, tun, taps)},
+            announce=lambda: _log_start(config, site, chosen),
             complaints=_COMPLAINTS,
             logger=logger,
         )
 
 
-def make_service(config: BalancerConfig) -> Service:
-    """The core's view of the configuration. `HostError` where a node cannot be reached."""
+def make_service(config: BalancerConfig, mtu: int) -> Service:
+    """The core's view of the configuration; ``mtu`` is the smallest path MTU to any node, in bytes.
+
+    `HostError` where no handoff fits into it.
+    """
     vip, port = config.vip.wire
     nodes, table = make_nodes(
         vip, port, config.vip_index, {node.name: (node.address.packed, node.weight) for node in config.nodes}
     )
-    mtu = min(route_mtu(node.address) for node in config.nodes)
-    payload = min(mtu - ipv4.HEADER_SIZE - handoff.HEADER_SIZE, handoff.MAX_PAYLOAD)
+    payload = min(mtu - ipv4.HEADER_SIZE - handoff.HEADER_SIZE, handoff.MAX_PAYLOAD) & ~3
     if payload < _MIN_PAYLOAD:
         needed = ipv4.HEADER_SIZE + handoff.HEADER_SIZE + _MIN_PAYLOAD
         raise HostError(f"the path MTU to the nodes is {mtu}, too small for a handoff: raise it to {needed}")
@@ -85,13 +83,14 @@ def make_service(config: BalancerConfig) -> Service:
     )
 
 
-def _log_start(config: BalancerConfig, tapped: list[Interface], logger: logging.Logger) -> None:
-    if config.insecure:
-        logger.warning("insecure: whoever can send to a node can forge requests from any address")
-    logger.info(
-        "ready: VIP %s as DSCP %d on %s, nodes %s, engine raw",
+def _log_start(config: BalancerConfig, site: Site, chosen: Engine) -> None:
+    if config.host.insecure:
+        site.logger.warning("insecure: whoever can send to a node can forge requests from any address")
+    site.logger.info(
+        "ready: VIP %s as DSCP %d on %s, nodes %s, engine %s",
         config.vip,
         config.vip_index,
-        ", ".join(interface.name for interface in tapped),
+        ", ".join(interface.name for interface in site.tapped),
         ", ".join(f"{node.name}={node.address}@{node.weight}" for node in config.nodes),
+        chosen.name,
     )

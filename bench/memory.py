@@ -1,76 +1,58 @@
-"""How much memory idle flows take in each daemon.
+"""How much memory flows take in each daemon, and in the kernel's maps that it holds.
 
 All flows are real connections that have been answered once and now stand idle. They ask for the same
-path, so that one node has all of them; its NGINX makes room for another that allows so many. A process may
-have 20000 files open where nothing else is said, so several clients and NGINX workers share them.
+path, so that one node has all of them. A process may have 20000 files open where nothing else is said, so
+several clients and NGINX workers share them.
 """
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from bench.contestants import Contestant
+from bench import origin
+from bench.contestants import PORT, daemons
 from bench.errors import BenchError
-from bench.measurement import Measure, Observation, Quantity, Threshold
-from bench.workloads import program
-from lab import Host, Lab, Process
+from bench.programs import script
+from bench.readings import Observation
+from lab import Lab, Process
 
-LIMIT_MIB = 50.0
-LIMIT_FLOWS = 50_000
+FLOW_MEMORY = "resident memory of an idle flow"
 PATH = "/idle"
-OPEN_SECONDS = 120
+OPEN_SECONDS = 240
 FIRST_CONNECTIONS = 200
 """Opened before memory is counted: what the first flows of a daemon need is needed only once."""
 CONNECTIONS_PER_PROCESS = 12_500
-WORKER_CONNECTIONS = 18_000
-"""NGINX closes idle connections once it is near its limit, and reuseport shares them out by a hash."""
-KIB_PER_MIB = 1024
-
-NGINX_CONFIGURATION = """\
-daemon off;
-user root;
-worker_processes {workers};
-worker_rlimit_nofile 19000;
-pid {directory}/idle.pid;
-error_log stderr notice;
-events {{
-    worker_connections {worker_connections};
-}}
-http {{
-    access_log off;
-    keepalive_timeout 1h;
-    server {{
-        listen {address}:{port} reuseport;
-        location / {{
-            return 200 "idle\\n";
-        }}
-    }}
-}}
-"""
+BYTES_PER_KIB = 1024
+BYTES_PER_MIB = 1 << 20
 
 
-def idle_memory(
-    lab: Lab, contestant: Contestant, balancer: Process, packetbridges: Mapping[str, Process], flows: int
-) -> list[Observation]:
-    """By how much each daemon's resident memory has grown; `packetbridges` by their node's name."""
-    node_name = _serving_node(lab, contestant)
-    _make_room(lab, node_name, flows)
-    daemons = {"balancer": balancer, "packetbridge": packetbridges[node_name]}
-    holding = _open_idle(lab, contestant, FIRST_CONNECTIONS)
-    before = {name: resident_mib(daemon) for name, daemon in daemons.items()}
-    holding += _open_idle(lab, contestant, flows)
-    grown = {name: resident_mib(daemon) - before[name] for name, daemon in daemons.items()}
-    for process in holding:
-        process.stop()
-    threshold = Threshold(Measure.VALUE, LIMIT_MIB * flows / LIMIT_FLOWS, at_most=True)
-    return [
-        Observation(Quantity(f"memory of {flows:,} idle flows, {name}", "MiB", 1, threshold), [growth])
-        for name, growth in grown.items()
-    ]
+def idle_memory(lab: Lab, engine: str, flows: int) -> list[Observation]:
+    """Of the daemons that have `flows` connections, and that had served nothing before."""
+    name = daemons.name(engine)
+    workers = _processes_for(flows + FIRST_CONNECTIONS)
+    with origin.serving(lab, workers=workers), daemons.running(lab, engine) as running:
+        measured = {"balancer": running.balancer, "packetbridge": running.packetbridges[_serving_node(lab)]}
+        with _idle(lab, FIRST_CONNECTIONS):
+            before = {which: resident_bytes(daemon) for which, daemon in measured.items()}
+            with _idle(lab, flows):
+                after = {which: resident_bytes(daemon) for which, daemon in measured.items()}
+                maps = {which: map_bytes(daemon) for which, daemon in measured.items()}
+    observations = []
+    for which in measured:
+        growth = (after[which] - before[which]) / flows
+        total = f"resident memory with {flows:,} idle flows, {which}"
+        in_maps = f"memory of the kernel's maps with {flows:,} idle flows, {which}"
+        observations += [
+            Observation(name, f"{FLOW_MEMORY}, {which}", "bytes", 0, [growth]),
+            Observation(name, total, "MiB", 1, [after[which] / BYTES_PER_MIB]),
+            Observation(name, in_maps, "MiB", 1, [maps[which] / BYTES_PER_MIB]),
+        ]
+    return observations
 
 
-def resident_mib(process: Process) -> float:
+def resident_bytes(process: Process) -> int:
     """As the kernel counts it now. BenchError where the process has ended."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -79,52 +61,55 @@ def resident_mib(process: Process) -> float:
     found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
     if found is None:
         raise BenchError(f"{' '.join(process.argv)} has ended:\n{process.read_log()}")
-    return int(found[1]) / KIB_PER_MIB
+    return int(found[1]) * BYTES_PER_KIB
 
 
-def _serving_node(lab: Lab, contestant: Contestant) -> str:
-    argv = ["curl", "-sS", "--fail", "-o", "/dev/null", "-w", "%header{x-node}", contestant.url(PATH)]
-    return lab.client.run(argv).stdout
+def map_bytes(process: Process) -> int:
+    """Of the BPF maps that the process has open, each counted once."""
+    sizes = {}
+    for path in Path(f"/proc/{process.pid}/fdinfo").iterdir():
+        try:
+            fields = dict(re.findall(r"^(\w+):\s+(\S+)$", path.read_text(), re.MULTILINE))
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        if "map_id" in fields:
+            sizes[fields["map_id"]] = int(fields["memlock"])
+    return sum(sizes.values())
 
 
-def _make_room(lab: Lab, node_name: str, flows: int) -> None:
-    nginx = lab.nginx[node_name]
-    nginx.stop()
-    address = lab.topology.node(node_name).backend
-    configuration = nginx.directory / "idle.conf"
-    configuration.write_text(
-        NGINX_CONFIGURATION.format(
-            workers=_processes_for(flows + FIRST_CONNECTIONS),
-            worker_connections=WORKER_CONNECTIONS,
-            directory=nginx.directory,
-            address=address,
-            port=lab.topology.service.port,
-        )
-    )
-    host: Host = lab.hosts[node_name]
-    roomy = host.start(["nginx", "-p", str(nginx.directory), "-c", str(configuration)], name="idle-nginx")
-    roomy.wait_for("start worker process ")
+def _serving_node(lab: Lab) -> str:
+    url = f"http://{lab.topology.service.vip}:{PORT}{PATH}"
+    return lab.client.run(
+        ["curl", "-sS", "--fail", "-o", "/dev/null", "-w", "%header{x-node}", "--max-time", "10", url]
+    ).stdout
 
 
-def _open_idle(lab: Lab, contestant: Contestant, count: int) -> list[Process]:
-    """The programs that hold the connections open, once all of them stand."""
+@contextmanager
+def _idle(lab: Lab, count: int) -> Iterator[None]:
+    """All of them stand."""
     processes = _processes_for(count)
     shares = [(count + number) // processes for number in range(processes)]
     addresses = [str(address) for address in lab.topology.client.addresses]
     command = [
         sys.executable,
-        str(program("idle_connections.py")),
-        contestant.host,
-        str(contestant.port),
+        "-I",
+        str(script("idle_connections.py")),
+        str(lab.topology.service.vip),
+        str(PORT),
         PATH,
     ]
     holding = [
-        (lab.client.start([*command, str(share), *addresses], name="idle-connections"), share)
-        for share in shares
+        lab.client.start([*command, str(share), *addresses], name="idle-connections") for share in shares
     ]
-    for process, share in holding:
-        process.wait_for(f"open {share}\n", OPEN_SECONDS)
-    return [process for process, _ in holding]
+    try:
+        for process, share in zip(holding, shares, strict=True):
+            process.wait_for(f"open {share}\n", OPEN_SECONDS)
+        yield
+    finally:
+        for process in holding:
+            process.begin_stop()
+        for process in holding:
+            process.stop()
 
 
 def _processes_for(connections: int) -> int:

@@ -1,77 +1,165 @@
-"""The result as Markdown for people and as JSON for programs."""
+"""The results as Markdown."""
 
-import json
-import os
-import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from bench.effort import Effort
-from bench.measurement import Comparison, Measure, Observation, Quantity, spread
+from bench import kernel_counters, thresholds
+from bench.contestants import DIRECT
+from bench.kernel_counters import GROUPS
+from bench.readings import Observation, Quantity, Series, Spread, spread
+from bench.results import Results
+from bench.thresholds import Verdict
+from bench.workloads import LINKS, RATE
 
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    effort: Effort
-    judged: str
-    """The contestant that the thresholds are for."""
-    comparisons: Sequence[Comparison]
-    observations: Sequence[Observation]
-    seconds: float
-    """How long all of it took."""
+Cell = Callable[[Series, str, Quantity], str]
 
 
-def markdown(result: Result) -> str:
-    rounds = result.effort.rounds
+def markdown(results: Results) -> str:
+    machine = "; ".join(f"{name} {value}" for name, value in results.machine.items())
+    others = ", ".join(f"{share:.0%}" for share in results.other_work)
     lines = [
-        f"Side by side; rounds: {rounds}; {_machine()}. Ratios to `direct` of the same round.",
+        f"Machine: {machine}. Client, router, balancer, nodes and load share its cores.",
+        f"Used by others before each lab was made: {others}. The run took {results.seconds:.0f} s.",
         "",
-        *_table(
-            ("", "contestant", "ratio min", "median", "max", "value (median)", "failed", "wanted", "reached"),
-            (row for comparison in result.comparisons for row in _comparison_rows(comparison, result.judged)),
-        ),
-        "",
-        "The balancer alone:",
-        "",
-        *_table(
-            ("", "min", "median", "max", "wanted", "reached"),
-            (_observation_row(observation) for observation in result.observations),
-        ),
-        "",
-        f"{result.seconds:.0f} s in all. What bounds these figures: docs/performance.md.",
+        *_contestants(results),
     ]
-    return "\n".join(lines)
+    for links in LINKS:
+        series = [each for each in results.series if each.links == links]
+        if series:
+            lines += _of_links(series, links)
+    if results.observations:
+        lines += ["", "The daemons:", "", *observations(results.observations)]
+    lines += ["", "Wanted:", "", *_verdicts(thresholds.judge(results))]
+    return "\n".join(lines) + "\n"
 
 
-def as_json(result: Result) -> str:
-    """All readings, in the order of the rounds."""
-    document: dict[str, Any] = {
-        "machine": {
-            "cores": os.cpu_count(),
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-        },
-        "rounds": result.effort.rounds,
-        "seconds": round(result.seconds, 1),
-        "comparisons": [_comparison_entry(comparison, result.judged) for comparison in result.comparisons],
-        "observations": [
-            {
-                **_quantity_entry(observation.quantity),
-                "values": list(observation.values),
-                "reached": observation.reached,
-            }
-            for observation in result.observations
-        ],
-    }
-    return json.dumps(document, indent=2) + "\n"
+def _contestants(results: Results) -> Iterator[str]:
+    for name, what in results.contestants.items():
+        absent = f" Not measured, or not to the end: {results.absent[name]}" if name in results.absent else ""
+        yield f"- {name}: {what}.{absent}"
 
 
-def _machine() -> str:
-    return f"all on {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+def _of_links(series: Sequence[Series], links: str) -> Iterator[str]:
+    rounds = max(len(taken) for each in series for taken in each.readings.values())
+    yield from (
+        "",
+        f"With {links}, ratio to `direct` of the same round; rounds: {rounds}; median (min, max):",
+        "",
+    )
+    yield from _matrix(series, _ratio)
+    yield from ("", f"With {links}, median of what was measured:", "")
+    yield from _matrix(series, _value)
+    yield from (
+        "",
+        f"With {links}, processor time of the whole machine over `direct`'s, median (min, max):",
+        "",
+    )
+    yield from _by_workload(series, lambda each: f"s/{_work(each)}", _extra_processor_time)
+    yield from ("", f"With {links}, bytes on the balancer's link per byte delivered, median:", "")
+    yield from _by_workload(series, lambda _: "", _balancer_bytes)
+    yield from ("", f"With {links}, kernel counters of all hosts, all rounds, where any is not 0:", "")
+    yield from _counters(series)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def _matrix(series: Sequence[Series], cell: Cell) -> list[str]:
+    """A column for each quantity, a row for each contestant."""
+    columns = [(each, quantity) for each in series for quantity in each.quantities]
+    header = ["", *(_title(each, quantity) for each, quantity in columns)]
+    rows = [
+        [
+            name,
+            *(cell(each, name, quantity) if name in each.readings else "-" for each, quantity in columns),
+        ]
+        for name in _names(series)
+    ]
+    return table(header, rows)
+
+
+def _by_workload(
+    series: Sequence[Series], unit: Callable[[Series], str], cell: Callable[[Series, str], str]
+) -> list[str]:
+    header = ["", *(f"{each.workload} {unit(each)}".rstrip() for each in series)]
+    rows = [
+        [name, *(cell(each, name) if name in each.readings else "-" for each in series)]
+        for name in _names(series)
+        if name != DIRECT
+    ]
+    return table(header, rows)
+
+
+def _names(series: Sequence[Series]) -> list[str]:
+    return list(dict.fromkeys(name for each in series for name in each.readings))
+
+
+def _title(series: Series, quantity: Quantity) -> str:
+    return series.workload if quantity.name == RATE else f"{series.workload}, {quantity.name}"
+
+
+def _ratio(series: Series, name: str, quantity: Quantity) -> str:
+    return _range(spread(series.ratios(name, quantity.name)), 2)
+
+
+def _value(series: Series, name: str, quantity: Quantity) -> str:
+    median = spread(series.values(name, quantity.name)).median
+    failures = series.failures(name)
+    shown = f"{median:,.{quantity.digits}f} {quantity.unit}"
+    return f"{shown}, {failures} failed" if failures else shown
+
+
+def _extra_processor_time(series: Series, name: str) -> str:
+    return _range(spread(series.extra_processor_seconds(name)), 3)
+
+
+def _balancer_bytes(series: Series, name: str) -> str:
+    return f"{spread(series.balancer_bytes(name)).median:.5f}"
+
+
+def _work(series: Series) -> str:
+    return "GB" if series.per_byte else "1000 requests"
+
+
+def _range(values: Spread, digits: int) -> str:
+    if values.minimum == values.maximum:
+        return f"{values.median:.{digits}f}"
+    return f"{values.median:.{digits}f} ({values.minimum:.{digits}f}, {values.maximum:.{digits}f})"
+
+
+def _counters(series: Sequence[Series]) -> list[str]:
+    rows = []
+    for each in series:
+        for name in each.readings:
+            tally = kernel_counters.tally(each, name)
+            if any(tally.counts.values()):
+                counts = [str(tally.counts[group]) for group in GROUPS]
+                rows.append([each.workload, name, *counts, ", ".join(tally.worse)])
+    return table(["", "contestant", *GROUPS, "worse than direct's"], rows) if rows else ["None was."]
+
+
+def observations(observed: Sequence[Observation]) -> list[str]:
+    """As a table."""
+    rows = [
+        [
+            each.name,
+            each.contestant,
+            *(f"{value:,.{each.digits}f} {each.unit}" for value in spread(each.values)),
+        ]
+        for each in observed
+    ]
+    return table(["", "contestant", "min", "median", "max"], rows)
+
+
+def _verdicts(verdicts: Iterable[Verdict]) -> list[str]:
+    header = ["contestant", "", "measure", "wanted", "is", "reached"]
+    return table(header, [_verdict(verdict) for verdict in verdicts])
+
+
+def _verdict(verdict: Verdict) -> list[str]:
+    threshold = verdict.threshold
+    measured = "-" if verdict.value is None else f"{verdict.value:.4g}"
+    reached = "not measured" if verdict.value is None else "yes" if verdict.reached else "NO"
+    return [threshold.contestant, threshold.subject, threshold.measure, threshold.wanted, measured, reached]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The first column stands left, the others right."""
     cells = [list(header), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
@@ -87,67 +175,3 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ]
     lines.insert(1, "|-" + "|-".join(rule) + "|")
     return lines
-
-
-def _comparison_rows(comparison: Comparison, judged: str) -> Iterable[tuple[str, ...]]:
-    quantity = comparison.quantity
-    for contestant in comparison.readings:
-        ratios = spread(comparison.ratios(contestant))
-        yield (
-            quantity.name if contestant == comparison.direct else "",
-            contestant,
-            *(f"{ratio:.2f}" for ratio in ratios),
-            _value(quantity, spread(comparison.values(contestant)).median),
-            str(comparison.failures(contestant)),
-            _wanted(quantity) if contestant == judged else "",
-            _yes_or_no(reached=comparison.reached(contestant)) if contestant == judged else "",
-        )
-
-
-def _observation_row(observation: Observation) -> tuple[str, ...]:
-    quantity = observation.quantity
-    cells = [_value(quantity, value) for value in spread(observation.values)]
-    return (quantity.name, *cells, _wanted(quantity), _yes_or_no(reached=observation.reached))
-
-
-def _value(quantity: Quantity, value: float) -> str:
-    return f"{value:,.{quantity.digits}f} {quantity.unit}".rstrip()
-
-
-def _wanted(quantity: Quantity) -> str:
-    threshold = quantity.threshold
-    relation = "at most" if threshold.at_most else "at least"
-    match threshold.measure:
-        case Measure.VALUE:
-            return f"{relation} {threshold.limit:g} {quantity.unit}".rstrip()
-        case Measure.RATIO:
-            return f"ratio {relation} {threshold.limit:g}"
-        case Measure.EXCESS:
-            return f"{relation} {threshold.limit:g} {quantity.unit} above direct"
-
-
-def _yes_or_no(*, reached: bool) -> str:
-    return "yes" if reached else "NO"
-
-
-def _comparison_entry(comparison: Comparison, judged: str) -> dict[str, Any]:
-    return {
-        **_quantity_entry(comparison.quantity),
-        "direct": comparison.direct,
-        "values": {contestant: comparison.values(contestant) for contestant in comparison.readings},
-        "failures": {contestant: comparison.failures(contestant) for contestant in comparison.readings},
-        "reached": comparison.reached(judged),
-    }
-
-
-def _quantity_entry(quantity: Quantity) -> dict[str, Any]:
-    threshold = quantity.threshold
-    return {
-        "name": quantity.name,
-        "unit": quantity.unit,
-        "threshold": {
-            "measure": threshold.measure.value,
-            "limit": threshold.limit,
-            "at_most": threshold.at_most,
-        },
-    }

@@ -17,8 +17,22 @@ DEFAULT_INDEX = 1
 DEFAULT_NODE = "node1=192.168.33.20"
 DEFAULT_BRIDGE = IPv4Address("192.168.33.20")
 DEFAULT_BACKEND = "192.168.33.30:80"
-ENGINES = ("raw",)
+DEFAULT_STATE_DIR = Path("/run/l3dsr")
+AUTO, EBPF, RAW = ENGINES = ("auto", "ebpf", "raw")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """What both daemons need to be told of the process, whatever they serve."""
+
+    engine: str
+    """One of `ENGINES`."""
+    keep_flows: bool
+    state_dir: Path
+    key_file: Path
+    insecure: bool
+    log_level: str
 
 
 class ConfigError(Exception):
@@ -120,9 +134,40 @@ def add_common_options(parser: Parser, default_key_file: Path) -> None:
         action="store_true",
         help="no secret key: whoever can send to a node can then forge requests from any address",
     )
-    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="the data plane")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=AUTO,
+        help="the data plane: eBPF programs in the kernel, or Python and raw sockets; `auto` takes the"
+        " programs where they load",
+    )
+    parser.add_argument(
+        "--keep-flows",
+        action="store_true",
+        help="with the eBPF engine: when stopped, leave the programs at work, so that established flows go on"
+        " and the next start takes them over",
+    )
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        type=Path,
+        default=DEFAULT_STATE_DIR,
+        help="where what outlives the process is kept: flows that a restart carries on, pins of eBPF maps",
+    )
     parser.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="what to log to standard error"
+    )
+
+
+def host_config(options: argparse.Namespace) -> HostConfig:
+    """Of the options of `add_common_options`."""
+    return HostConfig(
+        engine=options.engine,
+        keep_flows=options.keep_flows,
+        state_dir=options.state_dir,
+        key_file=options.key_file,
+        insecure=options.insecure,
+        log_level=options.log_level,
     )
 
 

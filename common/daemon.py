@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import trio
 
 from common.config import ConfigError
-from common.dataplane import RawPlane
+from common.dataplane import PacketLoop
+from common.engine import Engine
 from common.keyring import KeySource
 from common.net.errors import HostError
 from common.net.packet_socket import Tap
@@ -23,11 +24,11 @@ WATCH_SECONDS = 2.0
 SILENCE_SECONDS = 600.0
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
 """How rarely cycles are looked for: packets make none, and many flows take long to walk through."""
-PLANE_COMPLAINTS = {
+LOOP_COMPLAINTS = {
     "tap_kernel_drops": "packets are lost, as they come faster than they are passed on",
     "tun_refused": "the kernel refuses packets that are written to the TUN device: is it up?",
 }
-"""Counters of the raw plane that should not grow, and what to tell the operator when they do."""
+"""Counters of the packet loop that should not grow, and what to tell the operator when they do."""
 
 
 def run_command(name: str, serve: Callable[[], None]) -> None:
@@ -46,10 +47,9 @@ def run_command(name: str, serve: Callable[[], None]) -> None:
 
 
 def serve(
-    plane: RawPlane,
+    engine: Engine,
     keys: KeySource,
     announce: Callable[[], None],
-    counters: Callable[[], Mapping[str, int]],
     complaints: Mapping[str, str],
     logger: logging.Logger,
 ) -> None:
@@ -59,16 +59,22 @@ def serve(
     """
 
     def report() -> None:
-        log_counters(logger, counters())
+        log_counters(logger, {**engine.sizes(), **engine.counters()})
+
+    def reload() -> None:
+        reload_keys(keys, logger)
+        engine.take_keys()
 
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
-    reactions = {signal.SIGHUP: lambda: reload_keys(keys, logger), signal.SIGUSR1: report}
+    reactions = {signal.SIGHUP: reload, signal.SIGUSR1: report}
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(plane.run)
-            nursery.start_soon(complain, counters, {**PLANE_COMPLAINTS, **complaints}, logger)
+            nursery.start_soon(engine.loop.run)
+            for task in engine.tasks:
+                nursery.start_soon(task)
+            nursery.start_soon(complain, engine.counters, {**LOOP_COMPLAINTS, **complaints}, logger)
             announce()
 
     ended_by = trio.run(_run_until_stopped, main, reactions)
@@ -88,10 +94,10 @@ def reload_keys(keys: KeySource, logger: logging.Logger) -> None:
         logger.info("key file reloaded")
 
 
-def plane_counters(plane: RawPlane, tun: Tun, taps: Iterable[Tap]) -> dict[str, int]:
+def loop_counters(loop: PacketLoop, tun: Tun, taps: Iterable[Tap]) -> dict[str, int]:
     """Packets that never reached the core, on which it failed, or that the kernel did not take."""
     return {
-        "bugs": plane.failures,
+        "bugs": loop.failures,
         "tap_errors": sum(tap.errors for tap in taps),
         "tap_kernel_drops": sum(tap.kernel_drops() for tap in taps),
         "tap_malformed": sum(tap.malformed for tap in taps),

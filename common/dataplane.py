@@ -30,6 +30,11 @@ TIMER_PAUSE_SECONDS = 0.001
 """Timers that fall due within it are run together."""
 
 
+def wall_clock() -> int:
+    """Seconds since the epoch."""
+    return int(time.time())
+
+
 class Port(Protocol):
     """What packets come from: `Tap` or `Tun`."""
 
@@ -56,7 +61,7 @@ class Timed(Protocol):
     def on_timeout(self, now: float) -> list[Packet]: ...
 
 
-class RawPlane:
+class PacketLoop:
     """Moves packets until cancelled. ``tun`` takes everything that is sent."""
 
     def __init__(self, tun: Tun, feeds: Iterable[Feed], timed: Timed, logger: logging.Logger) -> None:

@@ -41,7 +41,7 @@ class Keyring:
     def sign(self, message: Handoff) -> Handoff:
         """With key id and tag of the current key."""
         key = self.keys[0]
-        return handoff.sign(message._replace(key_id=_key_id(key)), make_mac(key))
+        return handoff.sign(message._replace(key_id=key_id(key)), make_mac(key))
 
     def verify(self, message: Handoff) -> bool:
         """Whether the tag is right under one of the keys that the key id may mean."""
@@ -49,7 +49,7 @@ class Keyring:
         return any(
             hmac.compare_digest(make_mac(key)(signed), message.tag)
             for key in self.keys
-            if _key_id(key) == message.key_id
+            if key_id(key) == message.key_id
         )
 
 
@@ -93,6 +93,10 @@ class KeySource:
         """Read the key file again. With a `ConfigError` the keys stay what they were."""
         self._keyring = insecure() if self.is_insecure else load(self._path)
 
+    @property
+    def keyring(self) -> Keyring:
+        return self._keyring
+
     def sign(self, message: Handoff) -> Handoff:
         return self._keyring.sign(message)
 
@@ -110,5 +114,6 @@ def _parse_key(path: Path, number: int, line: str) -> bytes:
     return key
 
 
-def _key_id(key: bytes) -> int:
+def key_id(key: bytes) -> int:
+    """What a handoff says of the key that made its tag."""
     return key[-1] & 1

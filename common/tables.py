@@ -40,6 +40,30 @@ class Table(Protocol[Key_contra, Value]):
     def __len__(self) -> int: ...
 
 
+class Aging(Protocol[Key_contra, Value]):
+    """A table whose entries all live equally long."""
+
+    def get(self, key: Key_contra) -> Value | None: ...
+
+    def put(self, key: Key_contra, value: Value, now: float) -> bool:
+        """Put or replace; a new key begins its life ``now``. False where the table is full."""
+        ...
+
+    def delete(self, key: Key_contra) -> None:
+        """Remove ``key`` if it is there."""
+        ...
+
+    def expire(self, now: float) -> object:
+        """Remove what is older than the lifetime; `get` may see it until then."""
+        ...
+
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do, if at all."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
 class DictTable(Generic[Key, Value]):
     """A `Table` in this process."""
 
@@ -66,7 +90,7 @@ class DictTable(Generic[Key, Value]):
 
 
 class AgingTable(Generic[Key, Value]):
-    """A `Table` whose entries all live equally long, so that they leave in the order in which they came.
+    """An `Aging` table in this process: entries leave in the order in which they came.
 
     ``lifetime`` is in seconds. Replacing a value does not prolong its life. What has expired is gone for
     `get` as soon as `expire` has run with a later time.

@@ -1,11 +1,13 @@
-"""`python -m lab.demo`: what this project does, in a minute, on a lab of its own.
+"""`python -m lab.demo [--engine ENGINE]`: what this project does, in a minute, on a lab of its own.
 
 What is shown is measured, and held against what it has to be. The last line on standard output is for
 programs: `demo: ok` with the figures, or `demo: failed` with what was wrong, and exit code 1.
 """
 
+import argparse
 import hashlib
 import io
+import re
 import shlex
 import sys
 import textwrap
@@ -16,12 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.config import AUTO, ENGINES
 from lab.errors import LabError
 from lab.host import Host
 from lab.process import Process
 from lab.testbed import Lab
 
-ENGINE = "raw"
+UNKNOWN = "unknown"
+"""The engine before a daemon has said it."""
 URLS = 300
 BATCH = 50
 """URLs that one curl fetches, between two signs of progress."""
@@ -103,6 +107,7 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
+    engine: str
     spreading: Spreading
     download: Download
     gbit: float
@@ -113,19 +118,20 @@ class Findings:
     def line(self) -> str:
         """For programs."""
         if self.problems:
-            return failure("; ".join(self.problems))
+            return failure("; ".join(self.problems), self.engine)
         return (
-            f"demo: ok engine={ENGINE} urls={len(self.spreading.first)} nodes={len(self.spreading.nodes)}"
+            f"demo: ok engine={self.engine}"
+            f" urls={len(self.spreading.first)} nodes={len(self.spreading.nodes)}"
             f" affinity={self.spreading.affinity:.3f} least_share={self.spreading.least_share:.2f}"
             f" balancer_bytes_ratio={self.download.balancer_bytes_ratio:.4f}"
             f" gbit={self.gbit:.1f} direct_gbit={self.direct_gbit:.1f}"
         )
 
 
-def failure(reason: str) -> str:
+def failure(reason: str, engine: str = UNKNOWN) -> str:
     """For programs, too: one line, whatever the reason looks like."""
     first_line = reason.partition("\n")[0]
-    return f"demo: failed engine={ENGINE} {first_line}"
+    return f"demo: failed engine={engine} {first_line}"
 
 
 class Demo:
@@ -140,21 +146,27 @@ class Demo:
     def run(self) -> Findings:
         for host in self._lab.hosts.values():
             host.sysctl(*NO_LOSS_PROBES)
-        self._start_daemons()
+        engine = self._start_daemons()
         before = self._lab.counters()
         spreading = self._spread_urls()
         download = self._download()
         gbit, direct_gbit = self._compare_throughput(download.node)
         self._post()
         self._count_losses(before)
-        return Findings(spreading, download, gbit, direct_gbit, self.problems)
+        return Findings(engine, spreading, download, gbit, direct_gbit, self.problems)
 
-    def _start_daemons(self) -> None:
+    def _start_daemons(self) -> str:
+        """The engine that they have chosen."""
         with step("Starting a packetbridge on each node, then the balancer"):
             bridges = [self._lab.start_packetbridge(node.name) for node in self._lab.topology.nodes]
             balancer = self._lab.start_balancer()
         show_command(self._lab.nodes[0], bridges[0])
         show_command(self._lab.balancer, balancer)
+        engines = {engine_of(daemon.read_log()) for daemon in (balancer, *bridges)}
+        show(f"Data plane: {' and '.join(sorted(engines))}.")
+        if len(engines) > 1:
+            self.problems.append("the daemons have not all chosen the same engine")
+        return "+".join(sorted(engines))
 
     def _spread_urls(self) -> Spreading:
         paths = [f"/video/{number:03}.mp4" for number in range(1, URLS + 1)]
@@ -289,6 +301,12 @@ def parse_fetched(line: str) -> Fetched:
     return Fetched(*fields[:3])
 
 
+def engine_of(log: str) -> str:
+    """As a daemon says that it is ready."""
+    said = re.search(r" ready: .*, engine (\w+)$", log, re.MULTILINE)
+    return said[1] if said else UNKNOWN
+
+
 def md5_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
@@ -339,11 +357,14 @@ def step(title: str) -> Iterator[None]:
     print(f" {time.monotonic() - started:.1f} s")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="lab.demo", description=__doc__)
+    parser.add_argument("--engine", choices=ENGINES, default=AUTO, help="of both daemons")
+    options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     print(f"\nA balancer that chooses by URL, and that no answer crosses.\n\n{PICTURE}")
-    lab = Lab()
+    lab = Lab(engine=options.engine)
     try:
         with step("Building client, router, balancer and nodes with NGINX, each in a namespace"):
             lab.up()

@@ -34,6 +34,11 @@ class Host:
         self.directory = directory
         self.processes: list[Process] = []
 
+    @property
+    def state_directory(self) -> Path:
+        """Of the daemons; the first start of one makes it."""
+        return self.directory / "state"
+
     def run(
         self,
         argv: Sequence[str],

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import state_directory
 from lab.errors import LabError
 
 DIRECTORY = Path("/var/lib/l3dsr-lab")
@@ -119,6 +120,7 @@ def _remove(path: Path, namespaces: Iterable[str]) -> None:
         done = subprocess.run(["ip", "netns", "delete", name], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise LabError(f"ip netns delete {name}: {done.stderr}")
+    state_directory.unmount_below(path)
     if path.exists():  # not where a signal broke off an earlier removal behind this line
         shutil.rmtree(path)
 

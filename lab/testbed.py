@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from lab import network, run_directory
+from common.config import AUTO
+from lab import network, run_directory, state_directory
 from lab.content import Content
 from lab.counters import increase
 from lab.errors import LabError
@@ -42,7 +43,7 @@ class Lab:
 
     `mtu_sized` switches segmentation offloads off on all links; without `vip_local` the VIPs are routed to
     the balancer without being addresses of it; without `keep_order` the links are faster and reorder now and
-    then; `prefix` starts the namespaces' names.
+    then; `engine` is what both daemons are told; `prefix` starts the namespaces' names.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Lab:
         mtu_sized: bool = False,
         vip_local: bool = True,
         keep_order: bool = True,
+        engine: str = AUTO,
         prefix: str | None = None,
     ) -> None:
         self.topology: Topology = load()
         self.hosts: dict[str, Host] = {}
         self.nginx: dict[str, Nginx] = {}
+        self.engine = engine
         self._mtu_sized = mtu_sized
         self._vip_local = vip_local
         self._keep_order = keep_order
@@ -129,27 +132,27 @@ class Lab:
     def key_file(self) -> Path:
         return self.directory / "handoff.key"
 
-    def start_balancer(self, *extra_options: str) -> Process:
-        """With all nodes of the topology, at its service; `extra_options` come last and so override."""
+    def start_balancer(self, *extra_options: str, nodes: Sequence[str] | None = None) -> Process:
+        """At the topology's service; `extra_options` come last and so override. `nodes` are as the option
+        --node has them, all of the topology unless given.
+        """
         service = self.topology.service
-        nodes = [f"--node={node.name}={node.bridge}" for node in self.topology.nodes]
-        options = [f"--listen={service.vip}:{service.port}", f"--dscp={service.dscp}", *nodes]
+        if nodes is None:
+            nodes = [f"{node.name}={node.bridge}" for node in self.topology.nodes]
+        options = [f"--listen={service.vip}:{service.port}", f"--dscp={service.dscp}"]
+        options += [f"--node={node}" for node in nodes]
         return self._start_daemon(self.balancer, "balancer", options, extra_options)
 
     def start_packetbridge(self, node_name: str, *extra_options: str) -> Process:
         """`extra_options` come last and so override."""
         service = self.topology.service
         node = self.topology.node(node_name)
-        host = self.hosts[node_name]
-        state = host.directory / "state"
-        state.mkdir(mode=0o700, exist_ok=True)
         options = [
             f"--listen={node.bridge}",
             f"--backend={node.backend}:{service.port}",
             f"--vip={service.dscp}={service.vip}:{service.port}",
-            f"--state-dir={state}",
         ]
-        return self._start_daemon(host, "packetbridge", options, extra_options)
+        return self._start_daemon(self.hosts[node_name], "packetbridge", options, extra_options)
 
     def start_daemons(self) -> None:
         """The balancer and every node's packetbridge."""
@@ -204,7 +207,13 @@ class Lab:
     def _start_daemon(
         self, host: Host, name: str, options: Sequence[str], extra_options: Sequence[str]
     ) -> Process:
-        argv = [str(daemon_program(name)), *options, f"--key-file={self.key_file}", *extra_options]
+        state_directory.make(host.state_directory)
+        common = [
+            f"--engine={self.engine}",
+            f"--state-dir={host.state_directory}",
+            f"--key-file={self.key_file}",
+        ]
+        argv = [str(daemon_program(name)), *options, *common, *extra_options]
         process = host.start(argv, name=name)
         process.wait_for(READY)
         return process

@@ -8,5 +8,5 @@ from packetbridge import config, daemon
 def main() -> None:
     """Exit code 0 after SIGTERM or Ctrl-C, 2 if the configuration or the host does not allow to start."""
     settings = config.parse()
-    logger = configure_logging("packetbridge", settings.log_level)
+    logger = configure_logging("packetbridge", settings.host.log_level)
     run_command("packetbridge", lambda: daemon.run(settings, logger))

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from pathlib import Path
 
 from common.config import (
     DEFAULT_BACKEND,
@@ -13,8 +12,10 @@ from common.config import (
     DEFAULT_VIP,
     ConfigError,
     Endpoint,
+    HostConfig,
     Parser,
     add_common_options,
+    host_config,
     parse_address,
     parse_command,
     parse_endpoint,
@@ -25,7 +26,6 @@ from common.keyring import DEFAULT_KEY_FILE
 from common.wire import dscp
 from packetbridge.core.service import Limits
 
-DEFAULT_STATE_DIR = Path("/run/l3dsr")
 _DESCRIPTION = (
     "Take over connections from a balancer on the node that serves them: open each to the local server as"
     " if by the client, and send the server's replies to the client as the virtual IP."
@@ -46,10 +46,7 @@ class PacketbridgeConfig:
     bridge: IPv4Address
     vips: tuple[VipConfig, ...]
     max_flows: int
-    state_dir: Path
-    key_file: Path
-    insecure: bool
-    log_level: str
+    host: HostConfig
 
 
 def parse(arguments: Sequence[str] | None = None) -> PacketbridgeConfig:
@@ -84,13 +81,6 @@ def make_parser() -> Parser:
         default=str(Limits().flows),
         help="connections kept at most; handoffs of more are dropped",
     )
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=DEFAULT_STATE_DIR,
-        help="where the flows are written down, so that they survive a restart of the packetbridge",
-    )
     add_common_options(parser, DEFAULT_KEY_FILE)
     return parser
 
@@ -110,10 +100,7 @@ def _validated(options: argparse.Namespace) -> PacketbridgeConfig:
         bridge=bridge,
         vips=vips,
         max_flows=parse_number(options.max_flows, 1, 10_000_000, "--max-flows"),
-        state_dir=options.state_dir,
-        key_file=options.key_file,
-        insecure=options.insecure,
-        log_level=options.log_level,
+        host=host_config(options),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 import hypothesis
 import hypothesis.configuration
 import pytest
+
+from bpf import build
 
 # Not in the checkout, where files that root's runs leave would be in the way of other users'.
 hypothesis.configuration.set_hypothesis_home_dir(
@@ -31,6 +34,15 @@ hypothesis.settings.register_profile(
     print_blob=True,
 )
 hypothesis.settings.load_profile("l3dsr")
+
+
+def pytest_sessionstart() -> None:
+    """The daemons run the eBPF programs as their sources are now; one that does not compile is missing."""
+    if build.reason_against() is None:
+        try:
+            build.build_all()
+        except build.CompileError as error:
+            print(error, file=sys.stderr)
 
 
 @functools.cache

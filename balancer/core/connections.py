@@ -1,31 +1,28 @@
 """All connections of one service: which state each is in, and when it is forgotten."""
 
-from balancer.core.connection import Answered, Collecting, Flow, Handshake
+from balancer.core.connection import Answered, Collecting, Flow
+from balancer.core.flow_table import Tables
 from balancer.core.machine import State
 from balancer.core.service import Limits
 from common.deadlines import Deadlines, earliest
 from common.tables import AgingTable, DictTable, Table, TableFullError
-from common.wire import syncookie
 from common.wire.segment import FlowKey
 
-VERIFIED_SECONDS = 300.0
 ANSWERED_SECONDS = 60.0
 _PREAMBLE_RESOLUTION = 0.005
-_IDLE_RESOLUTION = 1.0
 
 
 class Connections:
     """A key (client to VIP) is in one table at a time."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.flows: Table[FlowKey, Flow] = DictTable(limits.flows)
-        self.verified: AgingTable[FlowKey, Handshake] = AgingTable(limits.verified, VERIFIED_SECONDS)
+    def __init__(self, limits: Limits, tables: Tables) -> None:
+        self.flows = tables.flows
+        self.verified = tables.verified
         self.answered: AgingTable[FlowKey, Answered] = AgingTable(limits.answered, ANSWERED_SECONDS)
         self.collecting: Table[FlowKey, Collecting] = DictTable(limits.collecting)
         self.collecting_bytes = 0
         self._max_collecting_bytes = limits.collecting_bytes
         self._patience: Deadlines[FlowKey] = Deadlines(_PREAMBLE_RESOLUTION)
-        self._idle: Deadlines[FlowKey] = Deadlines(_IDLE_RESOLUTION)
 
     def state_of(self, key: FlowKey) -> State:
         if self.flows.get(key) is not None:
@@ -60,10 +57,6 @@ class Connections:
         self._forget_preamble(key)
         return kept
 
-    def attend(self, key: FlowKey, flow: Flow) -> None:
-        """Look at the flow when it will have been idle for as long as its phase allows."""
-        self._idle.set(key, _deadline(flow))
-
     def answer(self, key: FlowKey, answered: Answered, now: float) -> bool:
         """Remember what was answered. False where there is no room."""
         self._forget_preamble(key)
@@ -72,25 +65,19 @@ class Connections:
     def forget(self, key: FlowKey) -> None:
         self._forget_preamble(key)
         self.flows.delete(key)
-        self._idle.cancel(key)
         self.answered.delete(key)
 
     def expire(self, now: float) -> list[FlowKey]:
         """Forget what has lived too long. Returns the keys whose preamble was waited for long enough."""
         self.verified.expire(now)
         self.answered.expire(now)
-        for key in self._idle.due(now):
-            flow = self.flows.get(key)
-            if flow is not None and _deadline(flow) > now:
-                self.attend(key, flow)
-            else:
-                self.flows.delete(key)
+        self.flows.expire(now)
         return self._patience.due(now)
 
     def next_deadline(self) -> float | None:
         return earliest(
             self._patience.next(),
-            self._idle.next(),
+            self.flows.next_deadline(),
             self.verified.next_deadline(),
             self.answered.next_deadline(),
         )
@@ -111,8 +98,3 @@ class Connections:
             self.collecting.delete(key)
         self._patience.cancel(key)
         self.verified.delete(key)
-
-
-def _deadline(flow: Flow) -> float:
-    """When the flow may be forgotten: not before the cookie that it began with has lost its worth."""
-    return max(flow.activity.idle_deadline(), flow.begun + syncookie.LIFETIME_SECONDS)

@@ -11,8 +11,9 @@ from balancer.core import handover, icmp_errors, preamble, refusal
 from balancer.core.classify import Arrival, check_flags, classify
 from balancer.core.connection import Answered, Collecting, Flow
 from balancer.core.connections import Connections
+from balancer.core.flow_table import Tables, in_memory
 from balancer.core.handshake import Greeter
-from balancer.core.machine import RULES, Action
+from balancer.core.machine import RULES, Action, State
 from balancer.core.preamble import Verdict
 from balancer.core.service import Limits, Service
 from common.counters import Counters
@@ -49,14 +50,17 @@ class BalancerCore:
         sign: Callable[[Handoff], Handoff],
         wall_clock: Callable[[], int],
         limits: Limits | None = None,
+        tables: Tables | None = None,
     ) -> None:
+        """``tables`` are in this process, if nothing else is said."""
         limits = limits or Limits()
+        tables = tables or in_memory(limits)
         self.service = service
         self.counters: Counters[str] = Counters()
         self._sign = sign
         self._wall_clock = wall_clock
-        self._greeter = Greeter(service, mac, limits)
-        self._connections = Connections(limits)
+        self._greeter = Greeter(service, mac, tables.half_open)
+        self._connections = Connections(limits, tables)
         self._find_flow = self._connections.flows.get
         self._resets = TokenBucket(limits.resets_per_second, limits.resets_per_second)
         self._actions: dict[Action, Callable[[Arrival], Iterable[Packet]]] = {
@@ -123,6 +127,10 @@ class BalancerCore:
                 self.counters[Action.GIVE_UP_KEY.value] += 1
                 packets += self._give_up_key(key, collecting, now)
         return packets
+
+    def owns(self, key: FlowKey) -> bool:
+        """Whether the connection is in none of the tables that `Tables` has, but is the core's alone."""
+        return self._connections.state_of(key) in (State.COLLECTING, State.ANSWERED)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -232,7 +240,7 @@ class BalancerCore:
         others = [segment for segment in held if segment.seq != first]
         for segment in (*starts, *others):
             flow.activity.observe(segment, now)
-        self._connections.attend(key, flow)
+        self._connections.flows.attend(key, flow)
         wall_seconds = self._wall_clock()
         parcel = handover.pack(self.service, flow.node, flow.handshake, starts[-1], self._sign, wall_seconds)
         if parcel is None:
@@ -249,7 +257,7 @@ class BalancerCore:
     def _forward(self, arrival: Arrival) -> Iterable[Packet]:
         flow = self._flow(arrival.key)
         flow.activity.observe(arrival.segment, arrival.now)
-        self._connections.attend(arrival.key, flow)
+        self._connections.flows.attend(arrival.key, flow)
         if flow.plan is None and arrival.now >= flow.contested_until:
             self._connections.flows.replace(arrival.key, flow._replace(plan=flow.node.plan))
         yield rewrite.applied(flow.node.plan, arrival.packet)

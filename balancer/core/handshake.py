@@ -1,8 +1,8 @@
 """Shaking hands with a client (docs/design.md section 3; RFC 9293 section 3.5; RFC 4987 section 3.6)."""
 
 from balancer.core.connection import Handshake, Hello
-from balancer.core.service import Limits, Service
-from common.tables import AgingTable
+from balancer.core.service import Service
+from common.tables import Aging
 from common.wire import seq, syncookie, tcp, tcp_options
 from common.wire.errors import WireError
 from common.wire.mac import Mac
@@ -10,8 +10,6 @@ from common.wire.segment import FlowKey, Segment
 from common.wire.syncookie import StampedOptions
 from common.wire.tcp_options import SynOptions, Timestamps
 
-HALF_OPEN_SECONDS = syncookie.LIFETIME_SECONDS
-"""As long as the cookie may be good: what the SYN-ACK offered must be known when it is taken up."""
 TIMESTAMPS_SIZE = 12
 """Bytes that the timestamps option and its padding take from every segment."""
 
@@ -19,10 +17,10 @@ TIMESTAMPS_SIZE = 12
 class Greeter:
     """Answers SYNs, and recognises who has been answered."""
 
-    def __init__(self, service: Service, mac: Mac, limits: Limits) -> None:
+    def __init__(self, service: Service, mac: Mac, half_open: Aging[FlowKey, Hello]) -> None:
         self._service = service
         self._mac = mac
-        self._half_open: AgingTable[FlowKey, Hello] = AgingTable(limits.half_open, HALF_OPEN_SECONDS)
+        self._half_open = half_open
 
     def answer_syn(self, segment: Segment, now: float) -> Segment:
         """The SYN-ACK. Data in the SYN and what its options ask beyond our five are ignored."""
@@ -68,7 +66,7 @@ class Greeter:
 
     def awaits(self, key: FlowKey) -> bool:
         """Whether a SYN of the 4-tuple has been answered whose handshake is not complete."""
-        return key in self._half_open
+        return self._half_open.get(key) is not None
 
     def expire(self, now: float) -> None:
         self._half_open.expire(now)

@@ -66,11 +66,11 @@ def make_nodes(
     vip: bytes, port: int, vip_index: int, nodes: dict[str, tuple[bytes, int]]
 ) -> tuple[dict[str, Node], LookupTable | None]:
     """Nodes and lookup table for name -> (bridge address, weight); a node of weight 0 gets no connections."""
-    made = {
-        name: Node(
-            name, address, Rewrite(rewrite.to_destination((vip, port), (address, port), index=vip_index))
-        )
-        for name, (address, _) in nodes.items()
-    }
+    made = {name: make_node(vip, port, vip_index, name, address) for name, (address, _) in nodes.items()}
     weights = {name: weight for name, (_, weight) in nodes.items()}
     return made, build(weights, DEFAULT_SIZE) if any(weights.values()) else None
+
+
+def make_node(vip: bytes, port: int, vip_index: int, name: str, address: bytes) -> Node:
+    """``address`` is the bridge address."""
+    return Node(name, address, Rewrite(rewrite.to_destination((vip, port), (address, port), index=vip_index)))

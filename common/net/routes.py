@@ -14,7 +14,7 @@ indexes are unique in a host, and handed out again only after 2^31 others.
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from socket import AF_INET
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -29,6 +29,7 @@ RULE_PRIORITY = 100
 """Behind the local table, before the operator's usual rules and the main table."""
 _TABLE_BASE = 0x4C330000
 _WHOLE_MARK = 0xFFFFFFFF
+_RTN_LOCAL = 2
 
 
 def route_mtu(address: IPv4Address) -> int:
@@ -46,6 +47,31 @@ def route_mtu(address: IPv4Address) -> int:
             (link,) = netlink.get_links(route.get_attr("RTA_OIF"))
             mtu = link.get_attr("IFLA_MTU")
     return int(mtu)
+
+
+class NextHop(NamedTuple):
+    """How packets to an address leave this host."""
+
+    ifindex: int
+    gateway: IPv4Address | None
+    """None where the address is on the link."""
+    is_local: bool
+    """It is an address of this host."""
+
+
+def next_hop(address: IPv4Address) -> NextHop | None:
+    """The kernel's choice at the moment; None where it has no route."""
+    with IPRoute() as netlink:
+        try:
+            (route,) = netlink.route("get", dst=str(address))
+        except NetlinkError:
+            return None
+        gateway = route.get_attr("RTA_GATEWAY")
+        return NextHop(
+            ifindex=int(route.get_attr("RTA_OIF")),
+            gateway=IPv4Address(gateway) if gateway else None,
+            is_local=route["type"] == _RTN_LOCAL,
+        )
 
 
 class ReplyRoutes:

@@ -74,7 +74,7 @@ REACH = 1 << 24
 class Activity:
     """One end of one flow. A cell that any packet may overwrite; no choice of a node depends on it."""
 
-    __slots__ = ("_fin", "next", "phase", "seen")
+    __slots__ = ("fin", "next", "phase", "seen")
 
     def __init__(self, next_seq: int, now: float) -> None:
         self.seen = now
@@ -82,13 +82,14 @@ class Activity:
         self.next = next_seq
         """The sequence number behind the newest byte, SYN or FIN that it sent."""
         self.phase = Phase.OPEN
-        self._fin: int | None = None
+        self.fin: int | None = None
+        """Where a FIN stood that came, as long as it may be real."""
 
     def observe(self, segment: Segment, now: float) -> None:
         """Take note of a segment that this end sent."""
         self.phase = PHASES.get((self.phase, self._sign(segment)), self.phase)
         if self.phase is Phase.OPEN:
-            self._fin = None
+            self.fin = None
         self.seen = now
 
     def idle_deadline(self) -> float:
@@ -98,10 +99,10 @@ class Activity:
         start = segment.seq
         end = seq.add(start, len(segment.payload))
         if segment.flags & tcp.RST:
-            return Sign.RST_IN_ORDER if start in (self.next, self._fin) else Sign.RST_ELSEWHERE
+            return Sign.RST_IN_ORDER if start in (self.next, self.fin) else Sign.RST_ELSEWHERE
         if segment.flags & tcp.FIN:
             return self._sign_of_fin(start, end)
-        fin = self._fin
+        fin = self.fin
         if fin is None or abs(seq.distance(self.next, end)) >= REACH:
             self._advance(end)
             return Sign.DATA
@@ -120,7 +121,7 @@ class Activity:
         behind = seq.add(end, 1)
         if seq.lt(behind, self.next) or seq.distance(self.next, start) >= REACH:
             return Sign.DATA
-        self._fin = end
+        self.fin = end
         if seq.gt(start, self.next):
             return Sign.FIN_AHEAD
         self._advance(behind)

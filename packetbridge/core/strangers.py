@@ -6,6 +6,8 @@ which is what a host does that knows no such connection (RFC 9293 section 3.10.7
 be lost is reset with its next packet.
 """
 
+from collections.abc import Callable
+
 from common.counters import Counters
 from common.limit import TokenBucket
 from common.tables import AgingTable
@@ -24,11 +26,19 @@ LOST_SECONDS = 60.0
 class Strangers:
     """Keyed by the flow's key, backend to client."""
 
-    def __init__(self, capacity: int, resets_per_second: float, counters: Counters[str]) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        resets_per_second: float,
+        counters: Counters[str],
+        is_known: Callable[[Service, FlowKey], bool] = lambda *_: False,
+    ) -> None:
+        """``is_known`` tells of flows that have come without a word to `forget`."""
         self._seen: AgingTable[FlowKey, tuple[Service, Segment]] = AgingTable(capacity, GRACE_SECONDS)
         self._lost: AgingTable[FlowKey, None] = AgingTable(capacity, LOST_SECONDS)
         self._resets = TokenBucket(resets_per_second, resets_per_second)
         self._counters = counters
+        self._is_known = is_known
 
     def expect(self, key: FlowKey, now: float) -> None:
         """The flow is lost: its client's next packet is answered with a RST."""
@@ -65,8 +75,9 @@ class Strangers:
     def due(self, now: float) -> list[Packet]:
         """The resets of those that waited long enough."""
         packets = []
-        for _, (service, received) in self._seen.expire(now):
-            packets += self.reset(service, received, now)
+        for key, (service, received) in self._seen.expire(now):
+            if not self._is_known(service, key):
+                packets += self.reset(service, received, now)
         return packets
 
     def next_deadline(self) -> float | None:

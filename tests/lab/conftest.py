@@ -1,12 +1,31 @@
-"""The lab as a fixture. A module has one of its own, so what one module breaks stays in it."""
+"""The lab as a fixture. A module has one of its own, so what one module breaks stays in it.
+
+Every test whose fixtures want the `engine` runs on both of them. One that is about the means of one engine
+says so, and why: `@pytest.mark.engine("raw", reason="...")`.
+"""
 
 import signal
 from collections.abc import Iterator
 
 import pytest
 
+from bpf import build
+from common.config import EBPF, RAW
 from lab import Lab
 from tests.lab.crafted import Line, ghost, line_to
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "engine(name, reason): runs on this engine only, and why")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    mark = metafunc.definition.get_closest_marker("engine")
+    if "engine" in metafunc.fixturenames:
+        engines = (RAW, EBPF) if mark is None else mark.args
+        metafunc.parametrize("engine", engines, indirect=True, scope="module")
+    elif mark is not None:
+        raise pytest.UsageError(f"{metafunc.definition.nodeid} is for one engine and wants none")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,17 +43,33 @@ def check_for_bugs(lab: Lab) -> None:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Network and NGINX; the daemons are not started."""
+def engine(request: pytest.FixtureRequest) -> str:
+    """What the daemons run on."""
+    name: str = request.param
+    if name == EBPF and (reason := build.reason_against()) is not None:
+        pytest.skip(reason)
+    return name
+
+
+@pytest.fixture(scope="module")
+def bare_lab() -> Iterator[Lab]:
+    """For tests that start no daemon, or only by themselves."""
     with Lab() as fresh:
+        yield fresh
+
+
+@pytest.fixture(scope="module")
+def lab(engine: str) -> Iterator[Lab]:
+    """Network and NGINX; the daemons are not started."""
+    with Lab(engine=engine) as fresh:
         yield fresh
         check_for_bugs(fresh)
 
 
 @pytest.fixture(scope="module")
-def running_lab() -> Iterator[Lab]:
+def running_lab(engine: str) -> Iterator[Lab]:
     """A lab with the balancer and all packetbridges, ready."""
-    with Lab() as fresh:
+    with Lab(engine=engine) as fresh:
         fresh.start_daemons()
         yield fresh
         check_for_bugs(fresh)

@@ -81,6 +81,11 @@ def daemon_of(host: Host) -> Process:
     return daemons[-1]
 
 
+def handoffs_in(counters: dict[str, int]) -> int:
+    """By a balancer, whichever part of it made them."""
+    return sum(number for name, number in counters.items() if name.startswith("handoffs"))
+
+
 def counters_of(daemon: Process) -> dict[str, int]:
     """What it has counted so far; what it counted 0 times is not there."""
     before = len(COUNTERS.findall(daemon.read_log()))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPResponse
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from lab import Host, Lab, LabError
 from lab.process import POLL_SECONDS
@@ -22,6 +22,7 @@ from tests.lab.conversation import VIP_ADDRESS
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 PATIENCE_SECONDS = 15.0
+Result = TypeVar("Result")
 
 
 class Response(NamedTuple):
@@ -33,20 +34,25 @@ class Response(NamedTuple):
     body: bytes
 
 
-def socket_in(host: Host, *kind: int) -> socket.socket:
-    """``kind`` is what `socket.socket` wants: family, type, protocol."""
+def inside(host: Host, function: Callable[[], Result]) -> Result:
+    """What ``function`` returns in the host's namespace."""
 
-    def make() -> socket.socket:
+    def enter() -> Result:
         namespace = os.open(f"/run/netns/{host.namespace}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if _libc.setns(namespace, _CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), f"cannot enter {host.namespace}")
         finally:
             os.close(namespace)
-        return socket.socket(*kind)
+        return function()
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(make).result()
+        return thread.submit(enter).result()
+
+
+def socket_in(host: Host, *kind: int) -> socket.socket:
+    """``kind`` is what `socket.socket` wants: family, type, protocol."""
+    return inside(host, lambda: socket.socket(*kind))
 
 
 @contextmanager

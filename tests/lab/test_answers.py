@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from lab import FROM_VIP, TO_VIP, Lab
-from lab.testbed import daemon_program
 from tests.lab.conversation import VIP, Client, converse
 from tests.lab.fetch import curl
 from tests.lab.instead import balancer_with
@@ -22,12 +21,10 @@ BAD_TARGET = ("--request-target", "no-slash")
 
 
 @pytest.fixture(scope="module")
-def lab_without_nodes() -> Iterator[Lab]:
+def lab_without_nodes(engine: str) -> Iterator[Lab]:
     """No node has any weight."""
-    with Lab() as fresh:
-        key_file = f"--key-file={fresh.key_file}"
-        program = [str(daemon_program("balancer")), "--node=node1=192.168.33.20@0", key_file]
-        fresh.balancer.start(program, name="balancer").wait_for("ready")
+    with Lab(engine=engine) as fresh:
+        fresh.start_balancer(nodes=["node1=192.168.33.20@0"])
         yield fresh
 
 

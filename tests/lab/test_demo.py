@@ -70,30 +70,47 @@ def test_a_bar_is_as_long_as_its_share_and_never_invisible() -> None:
 
 def test_the_last_line_has_all_figures() -> None:
     found = demo.Findings(
-        spreading("aaabbbbccc", "aaabbbbccc"), DOWNLOAD, gbit=9.14, direct_gbit=40.25, problems=()
+        "ebpf", spreading("aaabbbbccc", "aaabbbbccc"), DOWNLOAD, gbit=9.14, direct_gbit=40.25, problems=()
     )
     assert found.line == (
-        "demo: ok engine=raw urls=10 nodes=3 affinity=1.000 least_share=0.30 "
+        "demo: ok engine=ebpf urls=10 nodes=3 affinity=1.000 least_share=0.30 "
         "balancer_bytes_ratio=0.0012 gbit=9.1 direct_gbit=40.2"
     )
 
 
 def test_the_last_line_says_all_that_was_wrong() -> None:
     found = demo.Findings(
-        spreading("abc", "abc"), DOWNLOAD, gbit=1, direct_gbit=1, problems=("no echo", "wrong MD5")
+        "raw", spreading("abc", "abc"), DOWNLOAD, gbit=1, direct_gbit=1, problems=("no echo", "wrong MD5")
     )
     assert found.line == "demo: failed engine=raw no echo; wrong MD5"
 
 
+READY = (
+    "2026-11-20 14:33:20,850 balancer INFO: engine ebpf, because its programs load here\n"
+    "2026-11-20 14:33:20,851 balancer INFO: ready: VIP 192.168.33.10:80 as DSCP 1 on eth0, nodes n=10.0.0.1@1"
+    ", engine ebpf\n"
+    "2026-11-20 14:33:20,896 balancer INFO: counters: engine=1\n"
+)
+
+
+def test_the_engine_is_the_one_that_a_daemon_says_when_it_is_ready() -> None:
+    assert demo.engine_of(READY) == "ebpf"
+    assert demo.engine_of("") == "unknown"
+
+
+CHOICES: dict[str, list[str]] = {"raw": ["--engine=raw"], "ebpf": []}
+"""eBPF is what the demo takes by itself."""
+
+
 @pytest.mark.root
-def test_the_demo_finds_everything_as_it_has_to_be_and_leaves_nothing() -> None:
-    program = [sys.executable, "-m", "lab.demo"]
+def test_the_demo_finds_everything_as_it_has_to_be_and_leaves_nothing(engine: str) -> None:
+    program = [sys.executable, "-m", "lab.demo", *CHOICES[engine]]
     with subprocess.Popen(program, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as running:
         shown, _ = running.communicate(timeout=100)
     assert running.returncode == 0, shown
     *lines, last = shown.splitlines()
     figures = re.fullmatch(
-        r"demo: ok engine=raw urls=300 nodes=3 affinity=1\.000 least_share=(0\.\d\d) "
+        rf"demo: ok engine={engine} urls=300 nodes=3 affinity=1\.000 least_share=(0\.\d\d) "
         r"balancer_bytes_ratio=(0\.\d{4}) gbit=(\d+\.\d) direct_gbit=(\d+\.\d)",
         last,
     )
@@ -112,9 +129,9 @@ def test_a_daemon_that_does_not_start_ends_the_demo_with_one_line_and_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     have_daemons_run("echo no such address\nexit 2", tmp_path, monkeypatch)
-    assert demo.main() == 1
+    assert demo.main([]) == 1
     shown = capsys.readouterr().out
-    assert shown.splitlines()[-1].startswith("demo: failed engine=raw ")
+    assert shown.splitlines()[-1].startswith("demo: failed engine=unknown ")
     assert "ended with 2 before it said 'ready'" in shown.splitlines()[-1]
     assert "no such address" in shown
     assert not any(found.prefix.startswith(f"l3dsr-{os.getpid()}-") for found in run_directory.find())

@@ -79,6 +79,7 @@ def resident_kib(process: Process) -> int:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
 
 
+@pytest.mark.engine("raw", reason="half-open connections are in the process's memory")
 def test_syns_take_bounded_memory_and_keep_nobody_out(running_lab: Lab) -> None:
     balancer = daemon_of(running_lab.balancer)
     counted = Counted(balancer)
@@ -109,6 +110,27 @@ def test_syns_take_bounded_memory_and_keep_nobody_out(running_lab: Lab) -> None:
     assert full - empty < 64 << 10
     assert overflowing - full < 4 << 10
     assert counters_of(balancer)["half_open"] == HALF_OPEN_LIMIT
+
+
+@pytest.mark.engine(
+    "ebpf", reason="half-open connections are in a map, of which the oldest go when it is full"
+)
+def test_syns_take_no_more_than_the_map_has_and_keep_nobody_out(running_lab: Lab) -> None:
+    balancer = daemon_of(running_lab.balancer)
+    counted = Counted(balancer)
+    empty, resident = counters_of(balancer)["map_bytes"], resident_kib(balancer)
+    syn = IP(src=NOWHERE, dst=VIP_ADDRESS) / TCP(dport=80, flags="S", options=[("MSS", 1460)])
+    packets = clients(syn)
+    with line_to(running_lab, "balancer") as line:
+        for sent in range(BATCH, HALF_OPEN_LIMIT + OVERFLOW, BATCH):
+            send_batch(line, packets)
+            await_that(lambda sent=sent: counted("answer_syn") >= sent)  # type: ignore[misc]
+        assert_all_is_well(running_lab)
+    full = counters_of(balancer)
+    assert HALF_OPEN_LIMIT // 2 < full["half_open"] <= HALF_OPEN_LIMIT
+    assert full["map_bytes"] - empty < 64 << 10
+    assert resident_kib(balancer) - resident < 4 << 10
+    assert full.get("passed_up", 0) == 0
 
 
 def test_the_balancer_sends_no_more_resets_than_it_may(running_lab: Lab) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +14,11 @@ import pytest
 
 from lab import Host, Lab
 from lab.process import Process
-from lab.testbed import daemon_program
 from tests.lab.conversation import VIP
 from tests.lab.fetch import NODE2, curl, md5_of_download
-from tests.lab.footprint import footprint
-from tests.lab.observed import counters_of, daemon_of, tun_of
-from tests.lab.sockets import await_that
+from tests.lab.footprint import footprint, pins
+from tests.lab.observed import counters_of, daemon_of, handoffs_in, node_of, tun_of
+from tests.lab.sockets import ask, await_that, connection
 
 pytestmark = pytest.mark.root
 
@@ -27,6 +27,7 @@ STARTED: dict[str, Callable[[Lab], tuple[Host, Process]]] = {
     "balancer": lambda lab: (lab.balancer, lab.start_balancer()),
     "packetbridge": lambda lab: (lab.nodes[0], lab.start_packetbridge("node1")),
 }
+ONLY_NODE1 = ["node1=192.168.33.20"]
 both = pytest.mark.parametrize("program", list(STARTED))
 
 
@@ -42,13 +43,6 @@ def serving(host: Host, ready: str, *argv: str) -> Iterator[None]:
         yield
     finally:
         process.stop()
-
-
-def start_balancer_of_node1(lab: Lab, key_file: Path) -> Process:
-    options = ("--node=node1=192.168.33.20", f"--key-file={key_file}")
-    process = lab.balancer.start([str(daemon_program("balancer")), *options])
-    process.wait_for("ready")
-    return process
 
 
 def reload(daemon: Process) -> None:
@@ -104,12 +98,14 @@ def test_a_daemon_that_is_stopped_while_it_starts_leaves_nothing(
     assert "Traceback" not in daemon.read_log()
 
 
+@pytest.mark.engine("raw", reason="eBPF programs are to outlive a killed daemon")
 def test_a_killed_balancer_leaves_nothing(lab: Lab) -> None:
     before = footprint(lab.balancer)
     lab.start_balancer().kill()
     assert footprint(lab.balancer) == before
 
 
+@pytest.mark.engine("raw", reason="rule, table and mark are how the raw data plane gets replies")
 def test_a_killed_packetbridge_leaves_a_rule_that_the_next_start_takes_away(lab: Lab) -> None:
     host = lab.nodes[0]
     before = footprint(host)
@@ -121,6 +117,19 @@ def test_a_killed_packetbridge_leaves_a_rule_that_the_next_start_takes_away(lab:
     elsewhere = lab.start_packetbridge("node1", "--backend=192.168.33.40:80")
     assert left[0] not in footprint(host)
     assert elsewhere.stop() == 0
+    assert footprint(host) == before
+
+
+@pytest.mark.engine("ebpf", reason="the raw data plane ends with its process")
+@both
+def test_what_a_killed_daemon_leaves_goes_when_the_next_one_stops(lab: Lab, program: str) -> None:
+    before = footprint(host_of(lab, program))
+    host, daemon = STARTED[program](lab)
+    daemon.kill()
+    assert pins(host) != []
+    assert host.run(["sh", "-c", "ip link show type tun; nft list ruleset"]).stdout == ""
+    _, successor = STARTED[program](lab)
+    assert successor.stop() == 0
     assert footprint(host) == before
 
 
@@ -175,8 +184,8 @@ def test_the_nodes_own_connections_are_left_alone(running_lab: Lab) -> None:
     assert counters_of(daemon_of(node)) == before
 
 
-def test_a_vip_that_is_only_routed_is_served_as_well() -> None:
-    with Lab(vip_local=False) as routed:
+def test_a_vip_that_is_only_routed_is_served_as_well(engine: str) -> None:
+    with Lab(vip_local=False, engine=engine) as routed:
         before = footprint(routed.balancer)
         routed.start_daemons()
         assert md5_of_download(routed.client, f"{VIP}/1m") == routed.content.md5("1m")
@@ -194,7 +203,7 @@ def test_bridge_and_backend_may_be_addresses_of_the_loopback_interface(lab: Lab)
         node.run(["ip", "address", "add", address, "dev", "lo"])
     before = footprint(node)
     bridge = lab.start_packetbridge("node1")
-    balancer = start_balancer_of_node1(lab, lab.key_file)
+    balancer = lab.start_balancer(nodes=ONLY_NODE1)
     try:
         retransmitted = lab.counters()
         assert md5_of_download(lab.client, f"{VIP}/1m") == lab.content.md5("1m")
@@ -215,7 +224,6 @@ def test_an_interface_going_down_and_up_is_survived(running_lab: Lab, role: str)
     daemon = daemon_of(host)
     gateway = str(running_lab.topology.link(role).router)
     host.run(["ip", "link", "set", "eth0", "down"])
-    await_that(lambda: counters_of(daemon).get("tap_errors") == 1)
     host.run(["ip", "link", "set", "eth0", "up"])
     host.run(["ip", "route", "add", "default", "via", gateway, "dev", "eth0"])
     host.run(["ping", "-c1", "-w10", gateway])
@@ -223,6 +231,35 @@ def test_an_interface_going_down_and_up_is_survived(running_lab: Lab, role: str)
     assert len(answers.splitlines()) == 30
     assert set(answers.split()[::2]) == {"node1", "node2", "node3"}
     assert daemon.running
+
+
+def asked_by_second_link(lab: Lab, client: socket.socket, target: str) -> bool:
+    """Whether a request has taken this way."""
+    before = lab.router.interface_bytes("second").received
+    assert ask(client, target).status == 200
+    return lab.router.interface_bytes("second").received > before + len(target)
+
+
+def test_a_route_to_a_node_that_changes_is_followed(running_lab: Lab) -> None:
+    """By a second link to the router, and back when that has gone."""
+    balancer, router = running_lab.balancer, running_lab.router
+    node = running_lab.topology.nodes[0]
+    target = next(f"/moved/{n}" for n in range(100) if node_of(running_lab, f"/moved/{n}") == node.name)
+    link = ["ip", "link", "add", "second", "type", "veth", "peer", "name", "eth1"]
+    router.run([*link, "netns", balancer.namespace])
+    router.run(["ip", "address", "add", "10.33.99.1/24", "dev", "second"])
+    router.run(["ip", "link", "set", "second", "up"])
+    balancer.run(["ip", "address", "add", "10.33.99.2/24", "dev", "eth1"])
+    balancer.run(["ip", "link", "set", "eth1", "up"])
+    try:
+        with connection(running_lab) as client:
+            assert ask(client, target).node == node.name
+            balancer.run(["ip", "route", "add", f"{node.bridge}/32", "via", "10.33.99.1"])
+            await_that(lambda: asked_by_second_link(running_lab, client, target))
+            router.run(["ip", "link", "delete", "second"])
+            assert ask(client, target).node == node.name
+    finally:
+        router.run(["ip", "link", "delete", "second"], check=False)
 
 
 def test_two_installations_side_by_side_know_nothing_of_each_other(lab: Lab, running_lab: Lab) -> None:
@@ -250,7 +287,7 @@ def test_packets_and_connections_are_counted_and_not_logged(running_lab: Lab) ->
     assert [daemon.read_log() for daemon in daemons] == logs
     after = counters_of(daemons[0])
     grown = {name: number - counted.get(name, 0) for name, number in after.items()}
-    assert sum(number for name, number in grown.items() if name.startswith("handoffs_to_")) == 20
+    assert handoffs_in(grown) == 20
 
 
 def test_a_key_is_changed_without_losing_a_connection(lab: Lab, tmp_path: Path) -> None:
@@ -261,7 +298,7 @@ def test_a_key_is_changed_without_losing_a_connection(lab: Lab, tmp_path: Path) 
         path.touch(mode=0o600)
         path.write_text(old)
     bridge = lab.start_packetbridge("node1", f"--key-file={at_node}")
-    balancer = start_balancer_of_node1(lab, at_balancer)
+    balancer = lab.start_balancer(f"--key-file={at_balancer}", nodes=ONLY_NODE1)
     for daemon, path, keys in (
         (bridge, at_node, old + new),
         (balancer, at_balancer, new + old),
@@ -286,7 +323,7 @@ def test_the_operator_is_told_of_keys_that_do_not_match(lab: Lab, tmp_path: Path
     other.touch(mode=0o600)
     other.write_text("00112233445566778899aabbccddeeff\n")
     bridge = lab.start_packetbridge("node1", f"--key-file={other}")
-    balancer = start_balancer_of_node1(lab, lab.key_file)
+    balancer = lab.start_balancer(nodes=ONLY_NODE1)
     lab.client.run(["curl", "-sS", "--max-time", "1", VIP], check=False)
     bridge.wait_for("WARNING: handoffs with a wrong tag are dropped: has the balancer the same key file?")
     assert len(re.findall("WARNING", bridge.read_log())) == 1

@@ -1,4 +1,4 @@
-"""The lab itself: what it promises to the tests that stand on it. No daemon of the project runs here."""
+"""The lab itself: what it promises to the tests that stand on it."""
 
 import hashlib
 import json
@@ -16,12 +16,19 @@ from scapy.layers.inet import IP
 from scapy.utils import rdpcap
 
 from lab import Lab, LabError, nginx, run_directory
+from lab.state_directory import mounts_below
 from tests.lab.fetch import NODE1, NODE2, NODE3, curl, md5_of_download
 from tests.lab.instead import have_daemons_run
 
 pytestmark = pytest.mark.root
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def lab(bare_lab: Lab) -> Lab:
+    """No daemon of the project runs here."""
+    return bare_lab
 
 
 def namespaces() -> set[str]:
@@ -36,8 +43,9 @@ def namespaces_of(prefix: str) -> set[str]:
 @contextmanager
 def lab_of_another_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
     program = (
-        "import time; from lab import Lab\n"
+        "import time; from lab import Lab, state_directory\n"
         "lab = Lab(); lab.up(); lab.client.start(['sleep', '600'])\n"
+        "state_directory.make(lab.client.state_directory)\n"
         "print(lab.prefix, flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
@@ -274,11 +282,12 @@ def test_daemons_get_the_addresses_of_the_topology_and_the_labs_key(
     key = lab.key_file
     assert (
         "options: --listen=192.168.33.10:80 --dscp=1 --node=node1=192.168.33.20 --node=node2=192.168.33.21 "
-        f"--node=node3=192.168.33.22 --key-file={key} --log-level=debug\n"
+        f"--node=node3=192.168.33.22 --engine=auto --state-dir={lab.directory}/balancer/state "
+        f"--key-file={key} --log-level=debug\n"
     ) in balancer.read_log()
     assert (
         "options: --listen=192.168.33.21 --backend=192.168.33.31:80 --vip=1=192.168.33.10:80 "
-        f"--state-dir={lab.directory}/node2/state --key-file={key}\n"
+        f"--engine=auto --state-dir={lab.directory}/node2/state --key-file={key}\n"
     ) in packetbridge.read_log()
     assert (key.stat().st_mode & 0o777, len(bytes.fromhex(key.read_text()))) == (0o600, 16)
     assert balancer.stop() == packetbridge.stop() == -signal.SIGTERM
@@ -293,6 +302,20 @@ def test_a_daemon_that_ends_before_it_is_ready_shows_its_log(
 
 
 # --- coming and going ---
+
+
+def test_each_daemon_has_a_bpf_file_system_for_its_pins_as_long_as_the_lab_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have_daemons_run("echo ready\nexec sleep 60", tmp_path, monkeypatch)
+    with Lab() as fresh:
+        directory = fresh.directory
+        fresh.start_daemons()
+        fresh.start_balancer()
+        hosts = [fresh.balancer, *fresh.nodes]
+        assert set(mounts_below(directory)) == {host.state_directory / "bpf" for host in hosts}
+        assert len(mounts_below(directory)) == len(hosts)
+    assert mounts_below(directory) == []
 
 
 def test_two_labs_stand_side_by_side_and_leave_nothing(lab: Lab) -> None:
@@ -356,9 +379,11 @@ def test_what_a_killed_run_left_is_removed_and_living_labs_are_not(lab: Lab) -> 
         child.kill()
         child.wait()
         assert len(namespaces_of(prefix)) == 6
+        assert len(mounts_below(run_directory.DIRECTORY / prefix)) == 1
         assert run_directory.processes(f"{prefix}-client") != []
         assert run_directory.remove(lambda found: found.prefix in both) == [prefix]
         assert namespaces_of(prefix) == set()
+        assert mounts_below(run_directory.DIRECTORY / prefix) == []
         assert not (run_directory.DIRECTORY / prefix).exists()
     assert curl(lab.client, f"{NODE1}/") == "node1 /\n"
 

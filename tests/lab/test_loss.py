@@ -24,8 +24,8 @@ SEGMENTS_OF_A_MEGABYTE = 2**20 // 1436
 
 
 @pytest.fixture(scope="module")
-def bad_weather_lab() -> Iterator[Lab]:
-    with Lab(mtu_sized=True) as fresh:
+def bad_weather_lab(engine: str) -> Iterator[Lab]:
+    with Lab(mtu_sized=True, engine=engine) as fresh:
         fresh.start_daemons()
         yield fresh
 

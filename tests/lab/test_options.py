@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +10,7 @@ from scapy.layers.inet import TCP
 from scapy.packet import Packet
 
 from lab import FROM_NODE, Host, Lab
+from tests.lab.backend_leg import HEADERS_ONLY, backend_leg
 from tests.lab.conversation import VIP, VIP_ADDRESS
 from tests.lab.fetch import curl, md5_of_download, md5_of_echo
 from tests.lab.instead import balancer_with
@@ -21,13 +22,11 @@ from tests.lab.observed import (
     segments,
     syn_ack_of,
     syn_of,
-    tun_of,
 )
 
 pytestmark = pytest.mark.root
 
 TARGET = "/1m"
-HEADERS_ONLY = 120
 SYSCTLS = {"SAckOK": "tcp_sack", "Timestamp": "tcp_timestamps", "WScale": "tcp_window_scaling"}
 ALL = frozenset(SYSCTLS)
 CHOICES = [frozenset(chosen) for size in range(4) for chosen in itertools.combinations(sorted(SYSCTLS), size)]
@@ -69,18 +68,16 @@ class Legs:
 
 
 @contextmanager
-def both_legs(lab: Lab, node: Host, snap_bytes: int = HEADERS_ONLY) -> Iterator[Legs]:
+def both_legs(lab: Lab, node: Host) -> Iterator[Legs]:
     """Filled when the block is left."""
     legs = Legs([], [])
-    with ExitStack() as captures:
-        capture = [
-            captures.enter_context(host.capture(interface, "tcp port 80", snap_bytes=snap_bytes))
-            for host, interface in ((lab.client, "eth0"), (node, tun_of(node)))
-        ]
+    with (
+        lab.client.capture(filter_expression="tcp port 80", snap_bytes=HEADERS_ONLY) as at_client,
+        backend_leg(lab, node) as backend,
+    ):
         yield legs
-    legs.client += segments(capture[0])
-    backend = str(lab.topology.node(node.name).backend)
-    legs.backend += [segment for segment in segments(capture[1]) if backend in (segment.src, segment.dst)]
+    legs.client += segments(at_client)
+    legs.backend += [packet for packet in backend if TCP in packet]
 
 
 def said(segment: Packet) -> dict[str, object]:

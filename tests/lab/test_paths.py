@@ -11,9 +11,10 @@ from scapy.packet import Packet
 from scapy.utils import rdpcap
 
 from lab import Host, Lab
+from tests.lab.backend_leg import backend_leg
 from tests.lab.conversation import VIP, VIP_ADDRESS, Client, converse, request
 from tests.lab.fetch import curl, md5_of_download, md5_of_echo
-from tests.lab.observed import node_of, segments, tun_of
+from tests.lab.observed import node_of, segments
 
 pytestmark = pytest.mark.root
 
@@ -22,9 +23,9 @@ VIP_INDEX = 1
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["superpackets", "MTU-sized packets"])
-def routed_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+def routed_lab(engine: str, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The VIP is routed to the balancer without being an address of it."""
-    with Lab(mtu_sized=request.param, vip_local=False) as fresh:
+    with Lab(mtu_sized=request.param, vip_local=False, engine=engine) as fresh:
         fresh.start_daemons()
         yield fresh
 
@@ -57,12 +58,13 @@ def narrow_path(lab: Lab, mtu: int) -> Iterator[None]:
         lab.set_path_mtu("client", 1500)
 
 
-def too_big(path: Path) -> list[Packet]:
+def captured(path: Path) -> list[Packet]:
+    return [packet[IP] for packet in rdpcap(str(path)) if IP in packet]
+
+
+def too_big(found: list[Packet]) -> list[Packet]:
     """Errors that say "fragmentation needed"."""
-    found = rdpcap(str(path))
-    return [
-        packet[IP] for packet in found if ICMP in packet and (packet[ICMP].type, packet[ICMP].code) == (3, 4)
-    ]
+    return [packet for packet in found if ICMP in packet and (packet[ICMP].type, packet[ICMP].code) == (3, 4)]
 
 
 def path_mtu(node: Host, backend: object) -> int:
@@ -81,15 +83,15 @@ def test_a_client_behind_mtu_1400_gets_its_file(routed_lab: Lab) -> None:
         narrow_path(routed_lab, 1400),
         routed_lab.balancer.capture(filter_expression="icmp") as at_balancer,
         node.capture(filter_expression="icmp") as at_node,
-        node.capture(tun_of(node), "icmp") as at_backend,
+        backend_leg(routed_lab, node) as backend,
     ):
         assert md5_of_download(routed_lab.client, f"{VIP}/1m") == routed_lab.content.md5("1m")
-    arrived = [packet for packet in too_big(at_balancer) if packet.dst == VIP_ADDRESS]
+    arrived = [packet for packet in too_big(captured(at_balancer)) if packet.dst == VIP_ADDRESS]
     assert arrived
     assert arrived[0][IPerror].src == VIP_ADDRESS
-    passed_on = too_big(at_node)
+    passed_on = too_big(captured(at_node))
     assert {(packet.dst, packet.tos >> 2) for packet in passed_on} == {(str(addresses.bridge), VIP_INDEX)}
-    delivered = too_big(at_backend)
+    delivered = too_big(backend)
     assert len(delivered) == len(passed_on)
     for packet in delivered:
         assert (packet.dst, packet[IPerror].src) == (str(addresses.backend), str(addresses.backend))

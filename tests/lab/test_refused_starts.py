@@ -1,4 +1,7 @@
-"""What keeps a daemon from starting is one line that says what to do, exit code 2, and a host left alone."""
+"""What keeps a daemon from starting is one line that says what to do, exit code 2, and a host left alone.
+
+Most of it comes before the engine; where the engine matters, it stands among the options.
+"""
 
 import os
 from collections.abc import Iterator
@@ -13,8 +16,15 @@ from tests.lab.footprint import footprint
 
 pytestmark = pytest.mark.root
 
+on_each_engine = pytest.mark.parametrize("engine_option", ["--engine=raw", "--engine=ebpf"])
+whoever_came_first = pytest.mark.parametrize("engine_of_first", ["--engine=raw", "--engine=ebpf"])
 NODES = ["--node=node1=192.168.33.20"]
 WITHOUT_ANY = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
+
+
+@pytest.fixture(scope="module")
+def lab(bare_lab: Lab) -> Lab:
+    return bare_lab
 
 
 def refused(host: Host, program: str, *options: str, by: tuple[str, ...] = ()) -> str:
@@ -104,12 +114,14 @@ def test_path_mtu_too_small_for_a_handoff(lab: Lab) -> None:
     assert said == ("balancer: the path MTU to the nodes is 611, too small for a handoff: raise it to 612\n")
 
 
-def test_vip_already_served(lab: Lab) -> None:
-    first = lab.start_balancer()
-    options = [*NODES, f"--key-file={lab.key_file}"]
+@on_each_engine
+@whoever_came_first
+def test_vip_already_served(lab: Lab, engine_of_first: str, engine_option: str) -> None:
+    first = lab.start_balancer(engine_of_first)
+    options = [*NODES, f"--key-file={lab.key_file}", engine_option]
     said = refused(lab.balancer, "balancer", *options)
     assert said == "balancer: VIP 192.168.33.10:80 is already served by another process\n"
-    beside = lab.start_balancer("--listen=192.168.33.10:8080")
+    beside = lab.start_balancer("--listen=192.168.33.10:8080", engine_option)
     assert beside.stop() == 0
     assert first.running
     assert first.stop() == 0
@@ -140,6 +152,8 @@ def test_vips_that_overlap(lab: Lab, second: str, complaint: str) -> None:
     assert said.startswith(f"packetbridge: {complaint}: each needs its own")
 
 
+@on_each_engine
+@whoever_came_first
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -149,23 +163,31 @@ def test_vips_that_overlap(lab: Lab, second: str, complaint: str) -> None:
     ids=["bridge_address", "backend"],
 )
 def test_what_another_packetbridge_serves(
-    lab: Lab, tmp_path: Path, options: list[str], complaint: str
+    lab: Lab, tmp_path: Path, options: list[str], complaint: str, engine_of_first: str, engine_option: str
 ) -> None:
-    first = lab.start_packetbridge("node1")
-    said = refused(lab.nodes[0], "packetbridge", "--insecure", f"--state-dir={tmp_path}", *options)
+    first = lab.start_packetbridge("node1", engine_of_first)
+    options = [*options, f"--state-dir={tmp_path}", engine_option]
+    said = refused(lab.nodes[0], "packetbridge", "--insecure", *options)
     assert said == f"packetbridge: {complaint}\n"
     assert first.running
     assert first.stop() == 0
 
 
-def test_state_directory_that_cannot_be_made(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine_option", "complaint"),
+    [
+        ("--engine=raw", "cannot write {}/packetbridge-192.168.33.20.flows: Not a directory;"),
+        ("--engine=ebpf", "cannot make {}/bpf (Not a directory):"),
+    ],
+)
+def test_state_directory_that_cannot_be_made(
+    lab: Lab, tmp_path: Path, engine_option: str, complaint: str
+) -> None:
     (tmp_path / "file").touch()
     directory = tmp_path / "file" / "state"
-    said = refused(lab.nodes[0], "packetbridge", "--insecure", f"--state-dir={directory}")
-    assert said == (
-        f"packetbridge: cannot write {directory}/packetbridge-192.168.33.20.flows: Not a directory;"
-        " choose another --state-dir\n"
-    )
+    options = ["--insecure", f"--state-dir={directory}", engine_option]
+    said = refused(lab.nodes[0], "packetbridge", *options)
+    assert said == f"packetbridge: {complaint.format(directory)} choose another --state-dir\n"
 
 
 def test_state_directory_that_cannot_be_entered(lab: Lab, tmp_path: Path) -> None:
@@ -175,6 +197,7 @@ def test_state_directory_that_cannot_be_entered(lab: Lab, tmp_path: Path) -> Non
         lab.nodes[0],
         "packetbridge",
         "--insecure",
+        "--engine=raw",
         f"--state-dir={tmp_path}",
         by=("setpriv", "--bounding-set=-dac_override,-dac_read_search"),
     )

@@ -2,7 +2,6 @@
 a reset soon.
 """
 
-import shutil
 import socket
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ import pytest
 from lab import Host, Lab, Process
 from tests.lab.conversation import VIP, Client, converse, request
 from tests.lab.fetch import curl
+from tests.lab.footprint import pins
 from tests.lab.observed import counters_of, daemon_of, node_of
 from tests.lab.sockets import Response, ask, await_that, connection, hear, say
 
@@ -123,6 +123,9 @@ def ask_or_be_reset(client: socket.socket, target: str) -> Response | None:
         return None
 
 
+@pytest.mark.engine(
+    "raw", reason="the journal, by which a stopped packetbridge is followed, is of this engine"
+)
 @however
 def test_an_idle_connection_is_carried_on_by_the_next_packetbridge(running_lab: Lab, how: str) -> None:
     content = running_lab.content.path("1m").read_bytes()
@@ -147,6 +150,7 @@ def backend_of(lab: Lab, node: str) -> str:
     return str(lab.topology.node(node).backend)
 
 
+@pytest.mark.engine("raw", reason="eBPF programs and maps outlive a killed balancer")
 @however
 def test_an_idle_connection_is_reset_soon_by_the_next_balancer(running_lab: Lab, how: str) -> None:
     with connection(running_lab) as client:
@@ -157,6 +161,7 @@ def test_an_idle_connection_is_reset_soon_by_the_next_balancer(running_lab: Lab,
     assert counters_of(daemon_of(running_lab.balancer))["resets_sent"] >= 1
 
 
+@pytest.mark.engine("raw", reason="eBPF programs and maps outlive a killed balancer")
 @however
 def test_a_handshake_that_the_last_balancer_has_shaken_is_reset_soon(running_lab: Lab, how: str) -> None:
     with connection(running_lab) as client:
@@ -171,7 +176,9 @@ def test_a_packetbridge_that_has_lost_its_state_resets_its_clients_soon(running_
     with connection(running_lab) as client:
         assert ask(client, "/lost").status == 200
         daemon_of(host).kill()
-        shutil.rmtree(host.directory / "state")
+        for path in (*host.state_directory.glob("*.flows"), *pins(host)):
+            if not path.is_dir():
+                path.unlink()
         running_lab.start_packetbridge(node)
         assert ask_or_be_reset(client, "/lost") is None
     assert curl(running_lab.client, f"{VIP}/lost") == f"{node} /lost\n"

@@ -24,11 +24,11 @@ REQUEST = re.compile(r'"GET /live/(\w+)/')
 
 
 @pytest.fixture
-def streaming_lab() -> Iterator[Lab]:
+def streaming_lab(engine: str) -> Iterator[Lab]:
     """The nodes also serve /live/, and the first two path segments choose the node."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lab.nginx.FILES", [*FILES, "live/.*"])
-        with Lab() as fresh:
+        with Lab(engine=engine) as fresh:
             for node in fresh.topology.nodes:
                 fresh.start_packetbridge(node.name)
             fresh.start_balancer("--hash-key=segments:2")

@@ -15,6 +15,12 @@ CLIENT_TO_NODES = Direction(("client",), (NODES,))
 NODES_TO_CLIENT = Direction((NODES,), ("client",))
 
 
+@pytest.fixture(scope="module")
+def lab(bare_lab: Lab) -> Lab:
+    """No daemon of the project runs here."""
+    return bare_lab
+
+
 def test_the_router_drops_the_packets_that_were_named(lab: Lab) -> None:
     before = lab.client.counters()
     with lab.weather.drop(CLIENT_TO_NODES, "tcp flags syn") as dropped:

@@ -145,7 +145,7 @@ def entries() -> list[tuple[str, str]]:
 
 
 def test_package_list_names_each_package_once_in_a_known_group() -> None:
-    assert {group for _, group in entries()} == {"run", "check", "lab"}
+    assert {group for _, group in entries()} == {"run", "build", "check", "lab"}
     assert [
         package for package, count in Counter(package for package, _ in entries()).items() if count > 1
     ] == []

@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 
 from balancer.core.engine import BalancerCore
+from balancer.core.flow_table import DictFlowTable
 from balancer.core.service import Limits
 from common.wire.offload import NEEDS_CHECKSUM, Offload, Packet
 from tests.unit.balancer.scene import ACK, FIN, GET, RST, SYN, WINDOW, Client, Scene, connected
@@ -54,7 +55,9 @@ def test_an_idle_flow_takes_less_than_a_kilobyte() -> None:
 
 def test_deadlines_of_busy_flows_do_not_pile_up() -> None:
     client = connected(Scene())
-    deadlines = client.scene.core._connections._idle
+    flows = client.scene.core._connections.flows
+    assert isinstance(flows, DictFlowTable)
+    deadlines = flows._idle
     fin = client.segment(at=len(GET), flags=ACK | FIN)
     acknowledgment = client.segment(at=len(GET) + 1)
     for _ in range(1000):

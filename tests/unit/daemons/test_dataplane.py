@@ -12,7 +12,7 @@ import pytest
 import trio
 from scapy.layers.inet import IP, TCP
 
-from common.dataplane import BATCH, Feed, RawPlane
+from common.dataplane import BATCH, Feed, PacketLoop
 from common.net.buffer import IP_AT, VNET_AT
 from common.net.errors import HostError
 from common.net.tun import Tun
@@ -108,7 +108,7 @@ class Bench:
     def __init__(self) -> None:
         self.port, self.outlet, self.core = Port(), Outlet(), Core()
         feed = Feed(self.port, self.core.plan, self.core.receive)
-        self.plane = RawPlane(cast(Tun, self.outlet), [feed], self.core, LOGGER)
+        self.plane = PacketLoop(cast(Tun, self.outlet), [feed], self.core, LOGGER)
 
     def run_until(self, done: Callable[[], bool]) -> None:
         async def run() -> None:
@@ -216,7 +216,7 @@ def test_what_waits_elsewhere_is_taken_at_once_only_if_the_core_has_sent_somethi
     silent = Port()
     silent._packets.append(tcp(b"answer"))  # without waking anybody
     feeds = [Feed(port, bench.core.plan, bench.core.receive) for port in (bench.port, silent)]
-    bench.plane = RawPlane(cast(Tun, bench.outlet), feeds, bench.core, LOGGER)
+    bench.plane = PacketLoop(cast(Tun, bench.outlet), feeds, bench.core, LOGGER)
     bench.port.put(tcp(first))
     bench.run_until(lambda: len(bench.outlet.sent) == 1 + is_taken)
     assert (tcp(b"answer") in bench.core.received) == is_taken

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable
 from ipaddress import IPv4Address
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -10,7 +12,7 @@ import balancer.config
 import packetbridge.config
 from balancer.config import NodeConfig
 from balancer.core.service import NonHttp
-from common.config import Endpoint
+from common.config import Endpoint, HostConfig
 from common.hashing.request_key import KeySpec
 from lab.topology import load
 from packetbridge.config import VipConfig
@@ -44,7 +46,21 @@ def test_balancer_options_mean_what_they_say() -> None:
         NodeConfig("b-2", IPv4Address("10.0.0.3"), 0),
     )
     assert (given.vip_index, given.key, given.hash_seed) == (63, KeySpec("segments", 2), 2**64 - 1)
-    assert (given.non_http, given.promised_scale, given.insecure) == (NonHttp.HASH, 10, True)
+    assert (given.non_http, given.promised_scale, given.host.insecure) == (NonHttp.HASH, 10, True)
+
+
+@pytest.mark.parametrize("module", [balancer.config, packetbridge.config])
+def test_options_of_the_process_mean_what_they_say(module: ModuleType) -> None:
+    text = "--key-file /k --engine ebpf --keep-flows --state-dir /s --log-level debug"
+    assert module.parse(text.split()).host == HostConfig("ebpf", True, Path("/s"), Path("/k"), False, "debug")
+
+
+@pytest.mark.parametrize("module", [balancer.config, packetbridge.config])
+def test_the_engine_is_chosen_by_itself_and_a_stop_cleans_up_unless_told_otherwise(
+    module: ModuleType,
+) -> None:
+    host = module.parse([]).host
+    assert (host.engine, host.keep_flows, host.state_dir) == ("auto", False, Path("/run/l3dsr"))
 
 
 def test_packetbridge_options_mean_what_they_say() -> None:

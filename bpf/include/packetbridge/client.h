@@ -1,0 +1,200 @@
+/* What a packet of the client is to its flow, and what follows (packetbridge/core/events.py, machine.py). */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "activity.h"
+#include "limit.h"
+#include "packetbridge/admission.h"
+#include "packetbridge/flows.h"
+#include "packetbridge/forward.h"
+#include "packetbridge/intake.h"
+#include "packetbridge/opening.h"
+#include "packetbridge/passage.h"
+#include "packetbridge/segments.h"
+#include "seq.h"
+#include "tcp_options.h"
+
+/* Whether the client echoes a TSval that came through the splice. */
+static __always_inline int is_new_echo(struct passage *p)
+{
+    __u32 value, echo;
+
+    if (!options_stamps(p->was, &value, &echo))
+        return 0;
+    return seq_ge(echo - p->flow->value_delta, p->flow->floor);
+}
+
+/* Whether Python has kept the segment until the backend had answered. It was observed when it came. It may be
+ * what ends the handshake, so it echoes no other TSval than the SYN-ACK's. */
+static __always_inline int has_waited(struct __sk_buff *skb)
+{
+    return skb->ifindex == tun_ifindex;
+}
+
+static __always_inline int spliced_segment(struct __sk_buff *skb, struct passage *p)
+{
+    if (!has_waited(skb))
+        observe(&p->flow->client, p->was);
+    if (p->flow->state == STATE_ECHOING)
+        return forward_with_known_echo(skb, p, has_waited(skb));
+    return forward_to_backend(skb, p);
+}
+
+static __always_inline int client_reset(struct __sk_buff *skb, struct passage *p)
+{
+    struct bridge_flow *flow = p->flow;
+    int in_order = flow && bpf_ntohl(p->was->tcp.seq) == flow->client.next;
+
+    count(in_order ? COUNT_CLIENT_RST_IN_ORDER : COUNT_CLIENT_RST_ELSEWHERE);
+    if (!flow)
+        return TC_ACT_SHOT;
+    if (flow->state != STATE_OPENING)
+        return spliced_segment(skb, p);
+    return in_order ? abort_opening(skb, p) : TC_ACT_SHOT;
+}
+
+/* Python remembers it, until its handoff comes or it is to be answered with a RST. */
+static __always_inline int stranger(void)
+{
+    if (!limit_take_at(LIMIT_STRANGERS, strangers_per_second))
+        return drop(COUNT_STRANGERS_LIMITED);
+    count(COUNT_STRANGERS_PASSED_UP);
+    return to_python();
+}
+
+/* The segment waits with Python, which writes it to its TUN when the backend has answered. */
+static __always_inline int early_segment(struct passage *p)
+{
+    observe(&p->flow->client, p->was);
+    count(COUNT_EARLY);
+    return to_python();
+}
+
+/* A segment that is no handoff and needs more than to be forwarded. */
+static __noinline int client_segment_event(struct __sk_buff *skb, struct passage *p)
+{
+    __u8 flags = frame_flags(p->was), control = flags & (FLAG_SYN | FLAG_ACK | FLAG_RST | FLAG_FIN);
+
+    if (control != FLAG_ACK && control != (FLAG_ACK | FLAG_FIN) && (control & ~FLAG_ACK) != FLAG_RST)
+        return drop(COUNT_ABSURD_FLAGS);
+    if (flags & FLAG_RST)
+        return client_reset(skb, p);
+    if (p->flow && p->flow->state == STATE_ECHOING && !has_waited(skb) && is_new_echo(p)) {
+        count(COUNT_NEW_ECHO);
+        p->flow->state = STATE_ESTABLISHED;
+        return spliced_segment(skb, p);
+    }
+    count(COUNT_CLIENT_SEGMENT);
+    if (!p->flow)
+        return stranger();
+    return p->flow->state == STATE_OPENING ? early_segment(p) : spliced_segment(skb, p);
+}
+
+/* A handoff of a connection that has ended and of which nothing is known: the server gets nothing. A client
+ * that still asks has lost the RST that ended its flow. */
+static __noinline int refuse_replay(struct __sk_buff *skb, struct passage *p, const struct handoff *offered)
+{
+    bury(&p->id, offered->seq, offered->ack);
+    if (!limit_take_at(LIMIT_RESETS, resets_per_second))
+        return drop(COUNT_STRANGER_RESET_LIMITED);
+    count(COUNT_STRANGER_RESET);
+    client_segment(p, offered->ack + 1, 0, FLAG_RST);
+    return become(skb, p, to_routing());
+}
+
+/* Makes of the handoff, in `is`, the segment that it was made from, its payload left out. */
+static __always_inline void make_first_again(struct passage *p, const struct handoff *offered)
+{
+    struct frame *was = p->was, *is = p->is;
+    int scale = offered->window_scale == NO_SCALE ? 0 : offered->window_scale;
+    __u32 options_size = 0;
+
+    is->ip = was->ip;
+    is->tcp = (struct tcphdr){
+        .source = was->tcp.source,
+        .seq = bpf_htonl(offered->seq + 1),
+        .ack_seq = bpf_htonl(offered->ack + 1),
+        .window = bpf_htons(offered->window >> (scale & 15)),
+    };
+    frame_set_flags(is, first_flags(offered));
+    if (offered->options & OPTION_TIMESTAMPS)
+        options_size = options_emit_stamps(is, offered->value, offered->echo);
+    frame_set_sizes(is, TCP_SIZE + options_size, was->payload);
+}
+
+/* The first payload of a spliced flow again: the packet becomes the segment, its payload moved. */
+static __noinline int forward_first_again(struct __sk_buff *skb, struct passage *p,
+                                          const struct handoff *offered)
+{
+    __u8 *payload = p->scratch->stash.payload;
+    __u64 size;
+
+    count(COUNT_SAME_HANDOFF);
+    observe_first(&p->flow->client, p, offered);
+    make_first_again(p, offered);
+    translate_to_backend(p);
+    if (p->flow->state == STATE_ECHOING)
+        raise_echo(p->is, p->flow->floor);
+    ip_update(&p->was->ip, &p->is->ip);
+    if (bound_size(p->was->payload, &size))
+        return drop(COUNT_BAD_HANDOFF_PAYLOAD);
+    if (bpf_skb_load_bytes(skb, TCP_AT + HANDOFF_HEADER_SIZE, payload, size))
+        return drop(COUNT_TRUNCATED);
+    if (packet_become(skb, p->was, p->is, 0))
+        return drop(COUNT_UNWRITTEN);
+    if (bpf_skb_store_bytes(skb, TCP_AT + p->is->tcp_size, payload, size, 0))
+        return drop(COUNT_UNWRITTEN);
+    return TC_ACT_UNSPEC;
+}
+
+static __noinline int handoff_event(struct __sk_buff *skb, struct passage *p)
+{
+    struct admitted *admitted = &p->scratch->admitted;
+    const struct handoff *offered = &admitted->handoff;
+    struct bridge_flow *flow = p->flow;
+    int reason = admit(p->was, admitted);
+
+    if (reason)
+        return drop(reason);
+    if (flow && flow->client_isn == offered->seq && flow->balancer_isn == offered->ack) {
+        if (flow->state == STATE_OPENING)
+            return open_again(skb, p, offered);
+        return forward_first_again(skb, p, offered);
+    }
+    if (is_buried(&p->id, offered->seq, offered->ack)) {
+        count(COUNT_REPLAYED_HANDOFF);
+        return flow ? TC_ACT_SHOT : refuse_replay(skb, p, offered);
+    }
+    if (flow && seq_lt(admitted->time, flow->time))
+        return drop(COUNT_OLDER_HANDOFF);
+    return open_flow(skb, p, admitted);
+}
+
+/* A tagged TCP packet to the bridge address and a service's port, its headers being in `p->was`. */
+static __always_inline int from_client(struct __sk_buff *skb, struct passage *p)
+{
+    struct frame *was = p->was;
+    struct bridge_flow *flow;
+
+    p->id = (struct flow_id){
+        .client = was->ip.saddr,
+        .client_port = was->tcp.source,
+        .vip_index = was->ip.tos >> DSCP_SHIFT,
+    };
+    flow = bpf_map_lookup_elem(&flows, &p->id);
+    p->flow = flow;
+    if (flow && flow->state == STATE_ESTABLISHED && flow->client.phase == PHASE_OPEN && is_plain(was)) {
+        activity_advance(&flow->client, bpf_ntohl(was->tcp.seq), was->payload, now_seconds());
+        return forward_to_backend(skb, p);
+    }
+    if (!ip_checksum_holds(&was->ip))
+        return drop(COUNT_BAD_IP_CHECKSUM);
+    if (frame_flags(was) & FLAG_SYN)
+        return handoff_event(skb, p);
+    return client_segment_event(skb, p);
+}

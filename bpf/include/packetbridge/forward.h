@@ -1,0 +1,80 @@
+/* A flow's packets on their way through the splice (common/wire/rewrite.py, packetbridge/core/actions.py). */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "activity.h"
+#include "clock.h"
+#include "frame.h"
+#include "packetbridge/passage.h"
+#include "rewrite.h"
+#include "seq.h"
+#include "tcp_options.h"
+
+/* Makes of `is`, the client's segment as it came, the one that the backend is to see. */
+static __always_inline void translate_to_backend(struct passage *p)
+{
+    struct frame *is = p->is;
+
+    is->ip.daddr = p->service->backend;
+    is->ip.tos &= ECN_MASK;
+    is->tcp.dest = p->service->backend_port;
+    rewrite_numbers(is, 0, -p->flow->seq_delta, 0, -p->flow->value_delta, p->flow->client_shift);
+}
+
+/* To the local stack. The first payload goes there through this CPU's backlog (splice.h), and what the
+ * client sends behind it follows the same way, until an answer shows that it has arrived: so nothing
+ * overtakes it. */
+static __always_inline int deliver(struct __sk_buff *skb, const struct passage *p)
+{
+    return bpf_ntohl(p->was->tcp.ack_seq) == p->flow->balancer_isn + 1 ? to_stack(skb) : TC_ACT_UNSPEC;
+}
+
+/* The packet goes on to the local stack. */
+static __noinline int forward_to_backend(struct __sk_buff *skb, struct passage *p)
+{
+    *p->is = *p->was;
+    translate_to_backend(p);
+    ip_update(&p->was->ip, &p->is->ip);
+    return frame_commit(skb, p->was, p->is, 0) ? drop(COUNT_UNWRITTEN) : deliver(skb, p);
+}
+
+/* The client still echoes the balancer; the backend is told the oldest TSval of its own instead, and always
+ * if `is_floor`. */
+static __noinline int forward_with_known_echo(struct __sk_buff *skb, struct passage *p, int is_floor)
+{
+    __u32 value, echo;
+    int at;
+
+    *p->is = *p->was;
+    translate_to_backend(p);
+    at = options_stamps(p->is, &value, &echo);
+    if (at && (is_floor || seq_lt(echo, p->flow->floor)))
+        set_echo(p->is, at, p->flow->floor);
+    ip_update(&p->was->ip, &p->is->ip);
+    return frame_commit(skb, p->was, p->is, 0) ? drop(COUNT_UNWRITTEN) : deliver(skb, p);
+}
+
+/* The packet goes on to the client. */
+static __noinline int forward_to_client(struct __sk_buff *skb, struct passage *p)
+{
+    struct frame *is = p->is;
+
+    *is = *p->was;
+    is->ip.saddr = p->service->vip;
+    is->ip.tos &= ECN_MASK;
+    is->tcp.source = p->service->vip_port;
+    rewrite_numbers(is, p->flow->seq_delta, 0, p->flow->value_delta, 0, p->flow->backend_shift);
+    ip_update(&p->was->ip, &is->ip);
+    return frame_commit(skb, p->was, is, 0) ? drop(COUNT_UNWRITTEN) : TC_ACT_UNSPEC;
+}
+
+/* Takes note of the segment, which the end sent. */
+static __always_inline void observe(struct activity *end, const struct frame *f)
+{
+    activity_observe(end, bpf_ntohl(f->tcp.seq), frame_flags(f), f->payload, now_seconds());
+}

@@ -1,0 +1,71 @@
+/* Flows that are idle: which end, and which the kernel is asked about (packetbridge/core/engine.py). Those that
+ * both sides have closed end at once where there is no room for a new one. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "clock.h"
+#include "packetbridge/flows.h"
+#include "packetbridge/maps.h"
+#include "seq.h"
+
+struct sweep {
+    struct sweep_result result;
+    __u32 now;
+    __u32 needs_room;
+};
+
+static __always_inline int is_idle(const struct bridge_flow *flow, __u32 now)
+{
+    __u32 client_idle = idle_seconds[flow->client.phase & 3];
+    __u32 backend_idle = idle_seconds[flow->backend.phase & 3];
+    __u32 seen = seq_gt(flow->client.seen, flow->backend.seen) ? flow->client.seen : flow->backend.seen;
+
+    if (flow->state == STATE_OPENING)
+        return seq_distance(flow->client.seen, now) >= OPENING_IDLE_SECONDS;
+    return seq_distance(seen, now) >= (__s32)(client_idle < backend_idle ? client_idle : backend_idle);
+}
+
+static __always_inline int is_closed(const struct bridge_flow *flow)
+{
+    return flow->client.phase == PHASE_FINISHED && flow->backend.phase == PHASE_FINISHED;
+}
+
+static long sweep_flow(void *map, struct flow_id *key, struct bridge_flow *flow, struct sweep *sweep)
+{
+    struct flow_id id = *key;
+
+    (void)map;
+    if (!is_idle(flow, sweep->now) && !(sweep->needs_room && is_closed(flow))) {
+        sweep->result.flows++;
+        return 0;
+    }
+    if (flow->state == STATE_OPENING) {
+        flow_forget(&id, flow);
+    } else if (is_closed(flow)) {
+        flow_end(&id, flow);
+    } else {
+        sweep->result.flows++;
+        if (!bpf_map_update_elem(&questions, &id, &sweep->now, BPF_NOEXIST))
+            sweep->result.questions++;
+        return 0;
+    }
+    sweep->result.expired++;
+    return 0;
+}
+
+/* Goes through all flows once. */
+static __always_inline int sweep_flows(void)
+{
+    struct sweep sweep = {.now = now_seconds()};
+    __u32 first = 0;
+    struct sweep_result *last = bpf_map_lookup_elem(&sweep_result, &first);
+
+    sweep.needs_room = last && last->is_full;
+    bpf_for_each_map_elem(&flows, sweep_flow, &sweep, 0);
+    bpf_map_update_elem(&sweep_result, &first, &sweep.result, BPF_ANY);
+    return 0;
+}

@@ -1,0 +1,11 @@
+"""The programs' counters: one array per CPU, indexed by an enumeration."""
+
+from enum import IntEnum
+
+from common.bpf.maps import PerCpuArray
+from common.counters import Counters
+
+
+def read_counts(counters: PerCpuArray, names: type[IntEnum]) -> Counters[str]:
+    """By the names in lower case, the CPUs added up."""
+    return Counters({each.name.lower(): counters.sums(each.value)[0] for each in names})

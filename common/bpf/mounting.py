@@ -1,0 +1,48 @@
+"""A bpf file system of our own for pins (mount(2), Linux Documentation/filesystems).
+
+Each mount is a file system of its own: pins live as long as it stays mounted somewhere.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.bpf.errors import BpfError
+from common.bpf.pins import is_bpf_filesystem
+
+_OF_THE_KERNEL = {"progs.debug", "maps.debug"}
+"""What some kernels put into each (CONFIG_BPF_PRELOAD)."""
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+
+
+@contextmanager
+def bpf_directory(path: Path) -> Iterator[Path]:
+    """``path`` as the top of a bpf file system, which is mounted there unless it is already.
+
+    It is unmounted afterwards if no pins are left in it. `BpfError`.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BpfError(f"cannot make {path} ({error.strerror}): choose another --state-dir") from error
+    if not is_bpf_filesystem(path):
+        _mount(path)
+    try:
+        yield path
+    finally:
+        _unmount_if_empty(path)
+
+
+def _mount(path: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    if libc.mount(b"bpf", os.fsencode(path), b"bpf", flags, b"mode=0700") < 0:
+        raise BpfError(f"cannot mount a bpf file system at {path}: {os.strerror(ctypes.get_errno())}")
+
+
+def _unmount_if_empty(path: Path) -> None:
+    """Where somebody still uses it, it stays."""
+    if {entry.name for entry in path.iterdir()} <= _OF_THE_KERNEL:
+        ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(path), 0)

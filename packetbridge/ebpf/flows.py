@@ -1,0 +1,69 @@
+"""The programs' map of flows, as the rest of the packetbridge sees it."""
+
+from common.bpf.abi import FLOW_ID, FlowId
+from common.bpf.maps import HashMap, Update
+from common.wire import dscp
+from common.wire.segment import FlowKey, Segment
+from packetbridge.core.service import Service
+from packetbridge.ebpf.abi import FLOW, TOMBSTONE, FlowRow, StateNumber, TombstoneId
+from packetbridge.ebpf.waiting_room import Openness
+
+_SINCE_SIZE = 4
+
+
+class MapFlows:
+    def __init__(self, flows: HashMap, tombstones: HashMap) -> None:
+        self._flows = flows
+        self._tombstones = tombstones
+
+    def openness(self, key: bytes) -> Openness:
+        row = self._row(key)
+        if row is None:
+            return Openness.UNKNOWN
+        return Openness.OPENING if row.state == StateNumber.OPENING else Openness.SPLICED
+
+    def revive(self, key: bytes, now: float) -> None:
+        """The flow's idle time begins again."""
+        row = self._row(key)
+        if row is not None:
+            made = row._replace(client=row.client._replace(seen=int(now)))
+            self._flows.update(key, FLOW.pack(made), Update.EXIST)
+
+    def bury(self, key: bytes, now: float) -> None:
+        """Forget the flow, and remember that its handoff has had its day."""
+        row = self._row(key)
+        if row is None:
+            return
+        self._flows.delete(key)
+        name = TombstoneId(*FLOW_ID.unpack(key)[:3], 0, row.client_isn, row.balancer_isn)
+        self._tombstones.update(TOMBSTONE.pack(name), int(now).to_bytes(_SINCE_SIZE, "little"))
+
+    def __len__(self) -> int:
+        """Walks through the whole map."""
+        return self._flows.count()
+
+    def _row(self, key: bytes) -> FlowRow | None:
+        data = self._flows.lookup(key)
+        return None if data is None else FLOW.unpack(data)
+
+
+def key_of_client(segment: Segment) -> bytes:
+    """Of a tagged segment."""
+    index = dscp.index_of(segment.tos)
+    return FLOW_ID.pack(FlowId(segment.source, segment.source_port.to_bytes(2, "big"), index))
+
+
+def key_of_backend(service: Service, key: FlowKey) -> bytes:
+    """For the key of backend to client."""
+    return FLOW_ID.pack(FlowId(key[4:8], key[10:12], service.vip_index))
+
+
+def backend_key(service: Service, key: bytes) -> FlowKey:
+    """Backend to client, for a key of the map."""
+    client, port, _, _ = FLOW_ID.unpack(key)
+    return service.backend_key(client, int.from_bytes(port, "big"))
+
+
+def index_of(key: bytes) -> int:
+    """The VIP's."""
+    return FLOW_ID.unpack(key).vip_index

@@ -1,0 +1,134 @@
+"""The eBPF data plane of the packetbridge: programs at the interfaces, and what they leave to Python.
+
+The programs open, splice and end flows by themselves. They pass up, through the TUN, segments of flows that
+they do not know or whose backend has not answered; what is sent back into the TUN arrives at them again, as
+the TUN has a program too. Python also asks the kernel about idle flows.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from common.bpf import keys as bpf_keys
+from common.bpf import residence as residences
+from common.bpf.abi import ENDPOINT, SHARED, Endpoint
+from common.bpf.attach import Direction
+from common.bpf.clock import keep_clock, set_clock
+from common.bpf.counts import read_counts
+from common.bpf.maps import ArrayMap, HashMap, PerCpuArray
+from common.bpf.mounting import bpf_directory
+from common.bpf.residence import Place, Plan, Residence, identity
+from common.bpf.sweep import Sweeper
+from common.config import EBPF
+from common.daemon import loop_counters
+from common.dataplane import Feed, PacketLoop
+from common.engine import Engine, Site
+from common.net.ownership import Backend, OwnedTable, backend_name
+from common.net.packet_socket import link_header_size
+from common.net.sock_diag import SocketQuery
+from common.net.tun import Tun
+from packetbridge.core.service import Limits, Service
+from packetbridge.ebpf import abi
+from packetbridge.ebpf.flows import MapFlows
+from packetbridge.ebpf.passed_up import PassedUp
+from packetbridge.ebpf.questions import Questions
+
+_HANDLE = 2
+_DIRECTORY = "bpf"
+_NO_LINK_HEADER = 0
+
+
+def start(
+    services: Sequence[Service], backends: Sequence[Backend], limits: Limits, site: Site, owned: ExitStack
+) -> Engine:
+    tun = owned.enter_context(closing(Tun()))
+    for subject in (site.intake.name, *map(backend_name, backends)):  # who serves these
+        owned.enter_context(closing(OwnedTable(subject, "")))
+    query = owned.enter_context(closing(SocketQuery()))
+    directory = owned.enter_context(bpf_directory(site.state_dir / _DIRECTORY))
+    residence = Residence(_plan(services, limits, site, directory), site.logger)
+    owned.callback(residence.leave if site.keep_flows else residence.remove)
+    sizes = {interface.index: link_header_size(interface) for interface in site.tapped}
+    residence.load(
+        {"tun_ifindex": tun.index, "resets_per_second": int(limits.resets_per_second)},
+        {*sizes.values(), _NO_LINK_HEADER},
+    )
+
+    clock = ArrayMap(residence.map("clock"))
+    handoff_keys = HashMap(residence.map("handoff_keys"))
+    set_clock(clock)
+    bpf_keys.write(handoff_keys, site.keys.keyring)
+    write_services(services, ArrayMap(residence.map("services")), HashMap(residence.map("backends")))
+
+    by_index = {service.vip_index: service for service in services}
+    tombstones = HashMap(residence.map("tombstones"))
+    flows = MapFlows(HashMap(residence.map("flows")), tombstones)
+    passed_up = PassedUp(by_index, flows, limits)
+    questions = Questions(HashMap(residence.map("questions")), query, by_index, flows, passed_up.counters)
+    loop = PacketLoop(tun, [Feed(tun, lambda *_: None, passed_up.receive)], passed_up, site.logger)
+    counters = PerCpuArray(residence.map("counters"))
+    sweeper = Sweeper(residence.program("sweep"))
+    residence.publish(
+        [
+            Place(tun.index, Direction.INGRESS, "ingress", _NO_LINK_HEADER),
+            *(Place(index, Direction.INGRESS, "ingress", size) for index, size in sizes.items()),
+            *(Place(index, Direction.EGRESS, "egress", size) for index, size in sizes.items()),
+        ]
+    )
+    if residence.is_taken_over:
+        site.logger.info("the flows of an earlier run are carried on")
+    return Engine(
+        name=EBPF,
+        loop=loop,
+        counters=lambda: {
+            **(passed_up.counters + read_counts(counters, abi.Counter)),
+            **loop_counters(loop, tun, ()),
+        },
+        sizes=lambda: {
+            "flows": len(flows),
+            "tombstones": tombstones.count(),
+            **passed_up.sizes,
+            "map_bytes": residence.memory_bytes(),
+        },
+        tasks=(lambda: keep_clock(clock), questions.run, sweeper.run),
+        take_keys=lambda: bpf_keys.write(handoff_keys, site.keys.keyring),
+    )
+
+
+def remove_left(site: Site) -> None:
+    """What an earlier run with this plane left at work, before another plane takes its place."""
+    if residences.remove_left(
+        _pins(site, site.state_dir / _DIRECTORY), (each.index for each in site.tapped), _HANDLE
+    ):
+        site.logger.warning("programs of an earlier run are removed, its flows are lost")
+
+
+def write_services(services: Sequence[Service], rows: ArrayMap, backends: HashMap) -> None:
+    for service in services:
+        port = service.backend_port.to_bytes(2, "big")
+        row = abi.ServiceRow(
+            vip=service.vip,
+            bridge=service.bridge,
+            backend=service.backend,
+            vip_port=service.vip_port.to_bytes(2, "big"),
+            backend_port=port,
+            in_use=1,
+        )
+        rows.update(service.vip_index, abi.SERVICE.pack(row))
+        index = service.vip_index.to_bytes(abi.INDEX_SIZE, "little")
+        backends.update(ENDPOINT.pack(Endpoint(service.backend, port)), index)
+
+
+def _plan(services: Sequence[Service], limits: Limits, site: Site, directory: Path) -> Plan:
+    entries = {"flows": limits.flows}
+    return Plan(
+        object_name="packetbridge",
+        identity=identity(sorted(services), entries, layouts=(*SHARED, *abi.STRUCTS)),
+        pins=_pins(site, directory),
+        handle=_HANDLE,
+        max_entries=entries,
+    )
+
+
+def _pins(site: Site, directory: Path) -> Path:
+    return directory / f"packetbridge-{site.intake.address.packed.hex()}"

@@ -1,0 +1,65 @@
+"""The core with what it asks of the host: a journal of its flows, and the kernel's word on sockets."""
+
+import logging
+
+from common.net.errors import HostError
+from common.net.sock_diag import SocketQuery
+from common.wire.offload import Packet
+from common.wire.segment import FlowKey
+from packetbridge.core.engine import PacketbridgeCore
+from packetbridge.journal import Journal
+
+
+class KeptCore:
+    def __init__(self, core: PacketbridgeCore, journal: Journal, query: SocketQuery) -> None:
+        self._core = core
+        self._journal = journal
+        self._query = query
+        self.next_deadline = core.next_deadline
+
+    def from_balancer(self, packet: Packet, now: float) -> list[Packet]:
+        packets = self._core.from_balancer(packet, now)
+        self._write_down()
+        return packets
+
+    def from_backend(self, packet: Packet, now: float) -> list[Packet]:
+        packets = self._core.from_backend(packet, now)
+        self._write_down()
+        return packets
+
+    def on_timeout(self, now: float) -> list[Packet]:
+        packets, questions = self._core.on_timeout(now)
+        for key in questions:
+            packets += self._core.socket_exists(key, self._exists(key), now)
+        self._write_down()
+        return packets
+
+    def restore(self, now: float, logger: logging.Logger) -> list[Packet]:
+        """Splice what flows the last packetbridge left, as far as their sockets live; probe the others."""
+        packets: list[Packet] = []
+        left = self._journal.read()
+        live = 0
+        for record in left:
+            exists = self._query.exists(record.key)
+            packets += self._core.restore(record, now, exists)
+            if exists:
+                live += 1
+            else:
+                self._journal.erase(record.key)
+        self._write_down()
+        if left:
+            logger.info("of %d flows left by the last run, %d are carried on", len(left), live)
+        return packets
+
+    def _exists(self, key: FlowKey) -> bool:
+        """An idle flow of which the kernel says nothing is kept: it is asked again later."""
+        try:
+            return self._query.exists(key)
+        except HostError:
+            self._core.counters["socket_query_failed"] += 1
+            return True
+
+    def _write_down(self) -> None:
+        if self._core.journal:
+            self._journal.note(self._core.journal)
+            self._core.journal.clear()
