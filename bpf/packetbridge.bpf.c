@@ -75,7 +75,7 @@ static __always_inline int tcp_from_backend(struct __sk_buff *skb, const struct 
     __u32 *vip_index;
     int error;
 
-    if (ip->frag_off & bpf_htons(FRAGMENT_OFFSET))
+    if (ip->frag_off & bpf_htons(FRAGMENT_OFFSET_MASK))
         return intake_has_backend(ip->saddr) ? drop(COUNT_FRAGMENT) : TC_ACT_UNSPEC;
     vip_index = bpf_map_lookup_elem(&backends, &backend);
     if (!vip_index)
@@ -96,7 +96,7 @@ int ingress(struct __sk_buff *skb)
 
     if (!link_is_ours(skb) || look_at(skb, &look))
         return TC_ACT_UNSPEC;
-    if (look.ip.tos <= ECN_MASK || look.ip.frag_off & bpf_htons(FRAGMENT_OFFSET))
+    if (look.ip.tos <= ECN_MASK || look.ip.frag_off & bpf_htons(FRAGMENT_OFFSET_MASK))
         return TC_ACT_UNSPEC;
     if (look.ip.protocol == IPPROTO_TCP)
         return tcp_from_balancer(skb, &look);

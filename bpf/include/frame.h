@@ -25,6 +25,7 @@
 #define TCP_CHECK_AT (TCP_AT + __builtin_offsetof(struct tcphdr, check))
 
 #define FRAGMENT_MASK 0x3fff
+#define FRAGMENT_OFFSET_MASK 0x1fff
 #define DONT_FRAGMENT 0x4000
 #define FRESH_TTL 64
 #define ECN_MASK 3
@@ -221,6 +222,19 @@ __noinline int frame_commit_ip(struct __sk_buff *skb, struct frame *was, struct 
     return bpf_l4_csum_replace(skb, TCP_CHECK_AT, 0, frame_pseudo_diff(was, is), BPF_F_PSEUDO_HDR);
 }
 
+/* Of the pseudo-header's words (RFC 9293 section 3.1). */
+static __always_inline __u64 pseudo_sum(const struct frame *f)
+{
+    return sum_words(&f->ip.saddr, 2) + bpf_htons(IPPROTO_TCP) + bpf_htons(f->tcp_size + f->payload);
+}
+
+/* What pseudo-header and TCP header sum to, the checksum field with them: the payload's sum with its sign
+ * changed, if the checksum is complete and right. So, as payload_diff of a commit, it takes the payload away. */
+static __always_inline __u32 headers_sum(struct frame *f)
+{
+    return bpf_csum_diff(NULL, 0, (__be32 *)&f->tcp, f->tcp_size & TCP_SIZE_MASK, sum_fold32(pseudo_sum(f)));
+}
+
 /* Whether the TCP checksum of the packet that f was loaded from is right, or still to be computed by the
  * kernel: then the field holds the sum of the pseudo-header, and superpackets are never otherwise. */
 __noinline int tcp_checksum_holds(struct __sk_buff *skb, struct frame *f)
@@ -230,7 +244,7 @@ __noinline int tcp_checksum_holds(struct __sk_buff *skb, struct frame *f)
 
     if (!f)
         return 0;
-    pseudo = sum_words(&f->ip.saddr, 2) + bpf_htons(IPPROTO_TCP) + bpf_htons(f->tcp_size + f->payload);
+    pseudo = pseudo_sum(f);
     if (skb->gso_size || f->tcp.check == sum_fold(pseudo))
         return 1;
     if (skb_sum(skb, TCP_AT, f->tcp_size + f->payload, &sum))

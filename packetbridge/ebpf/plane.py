@@ -25,6 +25,7 @@ from common.dataplane import Feed, PacketLoop
 from common.engine import Engine, Site
 from common.net.ownership import Backend, OwnedTable, backend_name
 from common.net.packet_socket import link_header_size
+from common.net.routes import remove_leftovers
 from common.net.sock_diag import SocketQuery
 from common.net.tun import Tun
 from packetbridge.core.service import Limits, Service
@@ -44,6 +45,7 @@ def start(
     tun = owned.enter_context(closing(Tun()))
     for subject in (site.intake.name, *map(backend_name, backends)):  # who serves these
         owned.enter_context(closing(OwnedTable(subject, "")))
+    remove_leftovers()  # a killed packetbridge on the raw plane may have left a rule
     query = owned.enter_context(closing(SocketQuery()))
     directory = owned.enter_context(bpf_directory(site.state_dir / _DIRECTORY))
     residence = Residence(_plan(services, limits, site, directory), site.logger)

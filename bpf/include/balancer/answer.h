@@ -19,18 +19,6 @@
 #include "limit.h"
 #include "tcp_options.h"
 
-/* Of the pseudo-header's words (RFC 9293 section 3.1). */
-static __always_inline __u64 pseudo_sum(const struct frame *f)
-{
-    return sum_words(&f->ip.saddr, 2) + bpf_htons(IPPROTO_TCP) + bpf_htons(f->tcp_size + f->payload);
-}
-
-/* Takes away the payload of a segment whose checksum is taken to be right. */
-static __always_inline __u32 without_payload(struct frame *f)
-{
-    return bpf_csum_diff(NULL, 0, (__be32 *)&f->tcp, f->tcp_size & TCP_SIZE_MASK, sum_fold32(pseudo_sum(f)));
-}
-
 /* An answer's numbers in host byte order; its options stand in a->made. */
 struct answer {
     __u32 seq;
@@ -65,7 +53,7 @@ __attribute__((noinline)) int send_answer(struct __sk_buff *skb, struct answer *
     frame_set_flags(is, answer->flags);
     frame_set_sizes(is, TCP_SIZE + answer->options_size, 0);
     ip_fresh(&is->ip);
-    if (frame_resize(skb, IP_SIZE + is->tcp_size) || frame_commit(skb, was, is, without_payload(was))) {
+    if (frame_resize(skb, IP_SIZE + is->tcp_size) || frame_commit(skb, was, is, headers_sum(was))) {
         count(COUNT_DROPPED_UNWRITABLE);
         return TC_ACT_SHOT;
     }

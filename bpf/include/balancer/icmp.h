@@ -15,51 +15,16 @@
 #include "balancer/egress.h"
 #include "counters.h"
 #include "frame.h"
-
-enum icmp_type {
-    ICMP_UNREACHABLE = 3,
-    ICMP_TIME_EXCEEDED = 11,
-    ICMP_PARAMETER_PROBLEM = 12,
-};
-
-#define FRAGMENT_OFFSET_MASK 0x1fff
-/* Of TCP: ports and sequence number. */
-#define ICMP_QUOTED_TCP 8
-
-/* An ICMP error, as far as it can be relied on. */
-struct icmp_error {
-    __u8 type;
-    __u8 code;
-    __be16 check;
-    __be32 rest;
-    struct iphdr quoted;
-    __be16 source_port;
-    __be16 destination_port;
-};
-
-/* What tells whether an error is about us. */
-#define ICMP_LOOK __builtin_offsetof(struct icmp_error, destination_port)
-
-static __always_inline int is_icmp_error(__u8 type)
-{
-    return type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER_PROBLEM;
-}
+#include "icmp_error.h"
 
 /* The service that an ICMP message is about: it is an error and quotes a TCP packet of the VIP that it was
  * sent to. NULL: it is the host's. */
-static __always_inline struct balancer_service *service_of_icmp(struct __sk_buff *skb, const struct iphdr *ip)
+static __always_inline struct balancer_service *service_of_icmp(struct __sk_buff *skb, const struct iphdr *ip,
+                                                                struct icmp_error *error)
 {
-    struct icmp_error error = {};
-
-    if (bpf_skb_load_bytes(skb, IP_AT + ip->ihl * 4, &error, ICMP_LOOK))
+    if (!icmp_load(skb, ip, error) || !icmp_is_error(error) || !icmp_quotes_tcp(error))
         return NULL;
-    if (!is_icmp_error(error.type))
-        return NULL;
-    if (error.quoted.version != 4 || error.quoted.ihl != IP_SIZE / 4 || error.quoted.protocol != IPPROTO_TCP)
-        return NULL;
-    if (error.quoted.frag_off & bpf_htons(FRAGMENT_OFFSET_MASK) || error.quoted.saddr != ip->daddr)
-        return NULL;
-    return service_at(ip->daddr, error.source_port);
+    return error->ip.saddr == ip->daddr ? service_at(ip->daddr, error->source_port) : NULL;
 }
 
 /* What is wrong with its IP header or its length: a counter, or negative. */
@@ -73,23 +38,19 @@ static __always_inline int fault_of_icmp(struct __sk_buff *skb, const struct iph
         return COUNT_DROPPED_FRAGMENT;
     if (size != IP_SIZE)
         return COUNT_DROPPED_IP_OPTIONS;
-    if (total < IP_SIZE + ICMP_LOOK - sizeof(__be16) + ICMP_QUOTED_TCP)
-        return COUNT_DROPPED_TRUNCATED;
-    return -1;
+    return total < IP_SIZE + sizeof(struct icmp_error) ? COUNT_DROPPED_TRUNCATED : -1;
 }
 
 static __always_inline int send_to_node(struct __sk_buff *skb, const struct iphdr *ip,
-                                       const struct balancer_service *service)
+                                        const struct balancer_service *service, const struct icmp_error *error)
 {
-    struct flow_id id = {.vip_index = service->vip_index};
-    struct icmp_error error = {};
-    struct balancer_flow *flow;
+    struct flow_id id = {
+        .client = error->ip.daddr,
+        .client_port = error->destination_port,
+        .vip_index = service->vip_index,
+    };
+    struct balancer_flow *flow = bpf_map_lookup_elem(&flows, &id);
 
-    if (bpf_skb_load_bytes(skb, IP_AT + IP_SIZE, &error, sizeof(error)))
-        return TC_ACT_SHOT;
-    id.client = error.quoted.daddr;
-    id.client_port = error.destination_port;
-    flow = bpf_map_lookup_elem(&flows, &id);
     if (!flow) {
         count(COUNT_DROPPED_ICMP_OF_UNKNOWN_FLOW);
         return TC_ACT_SHOT;
@@ -102,17 +63,18 @@ static __always_inline int send_to_node(struct __sk_buff *skb, const struct iphd
 __attribute__((noinline)) int receive_icmp(struct __sk_buff *skb)
 {
     struct balancer_service *service;
+    struct icmp_error error = {};
     struct iphdr ip;
     int fault;
 
     if (bpf_skb_load_bytes(skb, IP_AT, &ip, sizeof(ip)))
         return TC_ACT_UNSPEC;
-    service = service_of_icmp(skb, &ip);
+    service = service_of_icmp(skb, &ip, &error);
     if (!service)
         return TC_ACT_UNSPEC;
     fault = fault_of_icmp(skb, &ip);
     if (fault < 0)
-        return send_to_node(skb, &ip, service);
+        return send_to_node(skb, &ip, service, &error);
     count(fault);
     return TC_ACT_SHOT;
 }

@@ -8,7 +8,6 @@
 
 #include "packetbridge/maps.h"
 
-#define FRAGMENT_OFFSET 0x1fff
 #define DSCP_SHIFT 2
 
 struct intake_search {

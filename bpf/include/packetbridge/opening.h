@@ -39,13 +39,12 @@ static __noinline int keep_payload(struct __sk_buff *skb, const struct passage *
     struct frame *was = p->was;
     __u32 at = TCP_AT + HANDOFF_HEADER_SIZE, sum = 0;
     __u64 size;
-    __u64 pseudo = sum_words(&was->ip.saddr, 2);
+    __u64 pseudo = pseudo_sum(was);
 
     if (bound_size(was->payload, &size))
         return COUNT_BAD_HANDOFF_PAYLOAD;
     if (bpf_skb_load_bytes(skb, at, kept->payload, size) || skb_sum(skb, at, size, &sum))
         return COUNT_TRUNCATED;
-    pseudo += bpf_htons(IPPROTO_TCP) + bpf_htons(was->tcp_size + was->payload);
     if (was->tcp.check != sum_fold(pseudo) && sum_fold((__u64)headers_sum(was) + sum) != 0xffff)
         return COUNT_BAD_CHECKSUM;
     kept->head.sum = sum;

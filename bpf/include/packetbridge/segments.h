@@ -109,17 +109,6 @@ static __always_inline void make_refusal(struct passage *p)
     client_segment(p, p->flow->balancer_isn + 1, p->flow->client_isn + 1, FLAG_RST | FLAG_ACK);
 }
 
-/* What pseudo-header and TCP header sum to, the checksum field with them: the payload's sum with its sign
- * changed, if the checksum is complete and right. */
-static __always_inline __u32 headers_sum(struct frame *f)
-{
-    __u64 size = f->tcp_size & TCP_SIZE_MASK;
-    __u64 pseudo = sum_words(&f->ip.saddr, 2);
-
-    pseudo += bpf_htons(IPPROTO_TCP) + bpf_htons(f->tcp_size + f->payload);
-    return bpf_csum_diff(0, 0, (__be32 *)&f->tcp, size, sum_fold32(pseudo));
-}
-
 /* bpf_skb_change_tail takes what it cuts off out of a sum over the whole packet, if the link's card has made
  * one. The commit that follows keeps that sum as it was before. 0, or a negative error. */
 static __always_inline int cut(struct __sk_buff *skb, __u32 ip_total)
