@@ -1,10 +1,14 @@
-"""What the kernels of all hosts count and should count seldom, beside what they do for `direct`."""
+"""What the kernels of all hosts count and should count seldom, beside what they do for direct connections.
+
+Three nodes that send at once on few cores count more than the one of `direct` does: each is kept from running
+more often, and takes late acknowledgments for losses. So does `ecmp`, which is the measure for that.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from bench.contestants import AGAIN, DIRECT
+from bench.contestants import DIRECTS
 from bench.readings import Series
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -39,13 +43,13 @@ class Tally:
     counts: Mapping[str, int]
     """By group."""
     worse: tuple[str, ...]
-    """Groups in which it has more, for as much work, than either of the two direct ones."""
+    """Groups in which it has more, for as much work, than both of `direct`'s measurements."""
 
 
 def tally(series: Series, contestant: str) -> Tally:
     own = _counts(series, contestant)
     work = _work(series, contestant)
-    references = [name for name in (DIRECT, AGAIN) if name in series.readings]
+    references = [name for name in DIRECTS if name in series.readings]
     allowed = {
         group: max(_counts(series, name)[group] / _work(series, name) for name in references)
         for group in GROUPS

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from bench import machine, origin, processor, rounds
 from bench.contestants import Contestant, daemons
-from bench.effort import Effort
+from bench.effort import Effort, ScaleEffort
+from bench.errors import BenchError
 from bench.memory import idle_memory
 from bench.readings import Observation, Series
 from bench.results import Results
@@ -21,7 +22,7 @@ from bench.rounds import Field, Tell
 from bench.scale import run as scale
 from bench.start import start_times
 from bench.workloads import MTU_SIZED, SUPERPACKETS, WORKLOADS
-from lab import Lab
+from lab import Lab, LabError
 
 EPHEMERAL_PORTS = "1024 65535"
 OTHER_WORK_SECONDS = 1.0
@@ -61,7 +62,7 @@ def measure(plan: Plan, tell: Tell) -> Results:
         with _lab(plan, other_work, tell, mtu_sized=False) as lab:
             observations += idle_memory(lab, engine, effort.idle_flows)
     if effort.scale is not None:
-        observations += scale.measure(_engines(field), effort.scale, tell)
+        observations += _scale(_engines(field), effort.scale, tell)
     return Results(
         machine=machine.describe(),
         other_work=other_work,
@@ -71,6 +72,15 @@ def measure(plan: Plan, tell: Tell) -> Results:
         observations=observations,
         seconds=time.monotonic() - started,
     )
+
+
+def _scale(engines: Sequence[str], effort: ScaleEffort, tell: Tell) -> list[Observation]:
+    """Nothing where that fails: all else has been measured by then."""
+    try:
+        return scale.measure(engines, effort, tell)
+    except (LabError, BenchError, OSError) as error:
+        tell(f"very many flows and floods failed: {error}")
+        return []
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def counters(contestant: str, links: str) -> Threshold:
             return None
         return sum(len(kernel_counters.tally(each, contestant).worse) for each in measured)
 
-    measure = f"groups of kernel counters that are worse than {DIRECT}'s"
+    measure = "groups of kernel counters that are worse than direct's"
     return Threshold(contestant, f"all workloads, {links}", measure, 0, True, value)
 
 

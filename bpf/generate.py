@@ -64,6 +64,7 @@ def balancer_header() -> str:
         "COOKIE_LIFETIME": int(syncookie.LIFETIME_SECONDS),
         "CONTESTED_SECONDS": int(engine.CONTESTED_SECONDS),
         "VERIFIED_SECONDS": int(flow_table.VERIFIED_SECONDS),
+        "FIRST_WAS_CUT": module.FIRST_WAS_CUT,
         "PREAMBLE_GAP_SECONDS": int(preamble.GAP_SECONDS),
     }
     return "\n".join(

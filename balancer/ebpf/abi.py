@@ -87,6 +87,7 @@ class FlowRow(NamedTuple):
     mss: U16
     window_scale: U8
     options: U8
+    """OPTION_SACK, OPTION_TIMESTAMPS, FIRST_WAS_CUT."""
 
 
 class RouteRow(NamedTuple):
@@ -157,6 +158,8 @@ class Counter(IntEnum):
     VERIFIED_TABLE_FULL = 33
 
 
+FIRST_WAS_CUT = 4
+"""Bit of a flow's `options`: its first payload was more than a handoff takes, and nothing has answered yet."""
 SLOT_SIZE = 4
 """A slot of a Maglev table is a node's address."""
 KEY_KINDS = {"path": KeyKind.PATH, "uri": KeyKind.URI, "segments": KeyKind.SEGMENTS}

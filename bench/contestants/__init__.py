@@ -9,10 +9,12 @@ from bench.contestants import daemons, nftables, proxies, routes
 from bench.contestants.contestant import PORT, Contestant
 from lab import Lab
 
-__all__ = ["AGAIN", "CONTESTANTS", "DIRECT", "PORT", "Contestant", "chosen"]
+__all__ = ["AGAIN", "CONTESTANTS", "DIRECT", "DIRECTS", "ECMP", "PORT", "Contestant", "chosen"]
 
 DIRECT = "direct"
+ECMP = "ecmp"
 AGAIN = "direct again"
+DIRECTS = (DIRECT, AGAIN)
 
 
 def _vip(lab: Lab) -> str:
@@ -22,7 +24,7 @@ def _vip(lab: Lab) -> str:
 CONTESTANTS = (
     Contestant(DIRECT, "the client asks one node", routes.direct_address, routes.direct),
     Contestant(
-        "ecmp", "no balancer; the router spreads flows over three nodes", routes.ecmp_address, routes.ecmp
+        ECMP, "no balancer; the router spreads flows over three nodes", routes.ecmp_address, routes.ecmp
     ),
     Contestant(
         "nftables L3DSR", "direct server return, node by a hash of addresses and ports", _vip, nftables.l3dsr

@@ -8,6 +8,7 @@ from bench.readings import Observation
 from bench.scale.cost import costs
 from bench.scale.flood import floods
 from bench.scale.memory import memory_of_flows
+from bpf import build
 from common.bpf.errors import BpfError
 from lab import Lab
 
@@ -15,7 +16,14 @@ EBPF = "ebpf"
 
 
 def measure(engines: Sequence[str], effort: ScaleEffort, tell: Callable[[str], None]) -> list[Observation]:
-    """`tell` is called with what comes next. LabError or BenchError where something fails."""
+    """`tell` is called with what comes next. Nothing is measured where no eBPF program can be compiled.
+
+    LabError or BenchError where something fails.
+    """
+    reason = build.reason_against()
+    if reason is not None:
+        tell(f"without very many flows and floods: {reason}")
+        return []
     observations: list[Observation] = []
     if EBPF in engines:
         tell("cost of a packet, by the number of flows")

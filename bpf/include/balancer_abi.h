@@ -8,6 +8,7 @@
 #define COOKIE_LIFETIME 60
 #define CONTESTED_SECONDS 60
 #define VERIFIED_SECONDS 300
+#define FIRST_WAS_CUT 4
 #define PREAMBLE_GAP_SECONDS 60
 
 enum key_kind {

@@ -12,6 +12,7 @@
 #include "activity.h"
 #include "balancer/arrival.h"
 #include "balancer/egress.h"
+#include "balancer/rest.h"
 #include "clock.h"
 #include "counters.h"
 #include "frame.h"
@@ -79,6 +80,8 @@ __attribute__((noinline)) int forward_plain(struct __sk_buff *skb)
     flow = plain_flow(&look, service->vip_index, payload);
     if (!flow)
         return NOT_PLAIN;
+    if (goes_round(skb, flow, bpf_ntohl(look.tcp.seq), bpf_ntohl(look.tcp.ack_seq)))
+        return go_round(skb);
     count(COUNT_FORWARD_PLAIN);
     return leave_for_node(skb, &look.ip, flow->node, service, look.tcp.doff * 4);
 }
@@ -90,6 +93,8 @@ __attribute__((noinline)) int forward(struct __sk_buff *skb, struct balancer_flo
 
     if (!a || !flow)
         return TC_ACT_SHOT;
+    if (goes_round(skb, flow, a->seq, a->ack))
+        return go_round(skb);
     activity_observe(&flow->client, a->seq, a->flags, a->frame.payload, a->now);
     if (flow->contested_until && a->now >= flow->contested_until)
         flow->contested_until = 0;

@@ -16,6 +16,7 @@
 #include "balancer/answer.h"
 #include "balancer/arrival.h"
 #include "balancer/egress.h"
+#include "balancer/rest.h"
 #include "clock.h"
 #include "counters.h"
 #include "frame.h"
@@ -107,7 +108,8 @@ static __always_inline int store_headers(struct __sk_buff *skb, struct frame *f)
 static __always_inline int send_rest(struct __sk_buff *skb, struct arrival *a, __u32 size)
 {
     struct frame *was = &a->frame, *is = &a->made;
-    __u32 rest = was->payload - size;
+    __u32 rest = was->payload - size, mark = skb->mark;
+    long error;
 
     *is = *was;
     is->tcp.seq = bpf_htonl(a->seq + size);
@@ -121,7 +123,10 @@ static __always_inline int send_rest(struct __sk_buff *skb, struct arrival *a, _
         if (frame_resize(skb, IP_SIZE + is->tcp_size + rest) || finish_checksum(skb, is))
             return -1;
     }
-    return bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
+    skb->mark = WENT_ROUND;
+    error = bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
+    skb->mark = mark;
+    return error;
 }
 
 /* 0, or negative where the packet cannot be changed. */
@@ -162,8 +167,10 @@ __attribute__((noinline)) int hand_off(struct __sk_buff *skb, struct balancer_fl
     int fin = a->flags & FLAG_FIN && !is_cut;
     struct route way;
 
-    if (is_cut)
+    if (is_cut) {
         size = a->service.max_payload;
+        flow->options |= FIRST_WAS_CUT;
+    }
     activity_observe(&flow->client, a->seq, a->flags, a->frame.payload, a->now);
     if (take_payload(skb, a, size) || (is_cut && send_rest(skb, a, size)))
         goto unwritable;
