@@ -3,10 +3,11 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab-up lab-down test test-unit check bench install uninstall clean
+.PHONY: help setup demo lab-up lab-down test test-unit test-kernel-6.1 check bench install uninstall clean
 
 VENV := .venv/bin
-SCRIPTS := setup/packages setup/venv setup/install setup/uninstall setup/make-key .ci/run vagrant/provision
+SCRIPTS := setup/packages setup/venv setup/install setup/uninstall setup/make-key .ci/run vagrant/provision \
+	tests/kernel61/run tests/kernel61/init tests/kernel61/guest
 
 # What "sudo make" leaves in a checkout must not be in the way of the checkout's owner.
 ifneq ($(shell id -u),$(shell stat --format %u .))
@@ -32,7 +33,7 @@ define set_up_unprivileged
 endef
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  %-16s %s\n", $$1, $$2 }'
 
 setup: ## Debian packages and .venv (root, unless the packages are there)
 	$(set_up)
@@ -60,6 +61,14 @@ test: ## all tests (root)
 test-unit: ## the tests that need no root
 	$(set_up_unprivileged)
 	@$(VENV)/python -m pytest -p no:cacheprovider -m "not root"
+
+test-kernel-6.1: ## demo and conformance suite on eBPF under Debian's Linux 6.1, in QEMU (root, fetches 70 MB once)
+	$(need_root)
+	@setup/packages run build check lab linux61
+	@setup/venv
+	@$(VENV)/python bpf/build.py
+	@tests/kernel61/run bash -ec '$(VENV)/python -m lab.demo --engine ebpf; \
+		$(VENV)/python -m pytest -p no:cacheprovider tests/conformance'
 
 check: ## ruff, mypy, shellcheck, import rules, generated files
 	$(set_up_unprivileged)

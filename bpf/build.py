@@ -37,7 +37,7 @@ class Variant(NamedTuple):
     defines: tuple[str, ...]
 
 
-VARIANTS: tuple[Variant, ...] = ()
+VARIANTS: tuple[Variant, ...] = (Variant("packetbridge_adopt", "packetbridge.bpf.c", ("ADOPT=1",)),)
 
 
 class CompileError(Exception):

@@ -19,6 +19,7 @@ from common.tcp import activity
 from common.wire import handoff
 from packetbridge import config as packetbridge_config
 from packetbridge.core import machine as packetbridge_machine
+from tests.conformance import differences
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = (PROJECT / "README.md", PROJECT / "docs")
@@ -121,6 +122,7 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "handoff-layout": _handoff_layout,
     "packetbridge-options": lambda: usage(packetbridge_config.make_parser()),
     "packetbridge-states": _packetbridge_states,
+    "plane-differences": differences.markdown,
 }
 
 

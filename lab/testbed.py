@@ -35,6 +35,8 @@ PROGRAMS: Mapping[str, str] = {
     "curl": "curl",
 }
 READY = "ready"
+READY_SECONDS = 60
+"""For a daemon under an emulated processor, whose kernel verifies the programs: up to 20 s."""
 
 
 class Lab:
@@ -215,7 +217,7 @@ class Lab:
         ]
         argv = [str(daemon_program(name)), *options, *common, *extra_options]
         process = host.start(argv, name=name)
-        process.wait_for(READY)
+        process.wait_for(READY, READY_SECONDS)
         return process
 
     def _running(self) -> RunDirectory:

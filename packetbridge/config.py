@@ -26,6 +26,8 @@ from common.keyring import DEFAULT_KEY_FILE
 from common.wire import dscp
 from packetbridge.core.service import Limits
 
+_AUTO, _OFF = "auto", "off"
+
 _DESCRIPTION = (
     "Take over connections from a balancer on the node that serves them: open each to the local server as"
     " if by the client, and send the server's replies to the client as the virtual IP."
@@ -46,6 +48,8 @@ class PacketbridgeConfig:
     bridge: IPv4Address
     vips: tuple[VipConfig, ...]
     max_flows: int
+    adopt: bool
+    """Whether listeners may be given connections without a handshake."""
     host: HostConfig
 
 
@@ -81,6 +85,13 @@ def make_parser() -> Parser:
         default=str(Limits().flows),
         help="connections kept at most; handoffs of more are dropped",
     )
+    parser.add_argument(
+        "--adopt",
+        choices=(_AUTO, _OFF),
+        default=_AUTO,
+        help="have the server's listening socket adopt connections without a handshake, if engine and kernel"
+        " can do that; off where this host's firewall drops connections whose SYN it has not seen",
+    )
     add_common_options(parser, DEFAULT_KEY_FILE)
     return parser
 
@@ -100,6 +111,7 @@ def _validated(options: argparse.Namespace) -> PacketbridgeConfig:
         bridge=bridge,
         vips=vips,
         max_flows=parse_number(options.max_flows, 1, 10_000_000, "--max-flows"),
+        adopt=options.adopt == _AUTO,
         host=host_config(options),
     )
 

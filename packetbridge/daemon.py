@@ -17,6 +17,8 @@ _COMPLAINTS = {
     "handoff_bad_tag": "handoffs with a wrong tag are dropped: has the balancer the same key file?",
     "handoff_too_old": "handoffs over a minute off are dropped: are the clocks of balancer and node right?",
     "unknown_dscp": "packets are dropped whose DSCP no --vip names: has the balancer the same --dscp?",
+    "adoption_in_vain": "the server gets first payloads late: is its accept queue full, or does a firewall on"
+    " this host drop connections whose SYN it has not seen (then: --adopt=off)?",
     "flows_full": "handoffs are dropped: there are as many connections as --max-flows allows",
 }
 
@@ -44,7 +46,7 @@ def run(config: PacketbridgeConfig, logger: logging.Logger) -> None:
     with ExitStack() as owned:
         chosen = engine.start(
             config.host.engine,
-            ebpf=lambda attempt: plane.start(services, backends, limits, site, attempt),
+            ebpf=lambda attempt: plane.start(services, backends, limits, site, attempt, adopt=config.adopt),
             raw=lambda attempt: raw.start(services, backends, limits, site, attempt),
             owned=owned,
             logger=logger,

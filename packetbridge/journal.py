@@ -1,20 +1,22 @@
 """The established flows on file, so that the next packetbridge on this node carries them on.
 
-The file is a row of slots, one `record` each; a slot of zeros is free. A flow is written when its legs are
-joined and erased when it ends, with one write each. Slots lie within a page of the file, which the kernel
-copies as a whole, so that a process that is killed leaves nothing half done. It is no database: where the
-machine itself stops, its sockets and so its flows are gone anyway.
+The file is a row of slots, one `record` each; a slot of zeros is free. On the raw data plane a flow is
+written when its legs are joined and erased when it ends, with one write each. Maps outlive a kill, so the
+eBPF plane writes its flows when it takes its programs away. Slots lie within a page of the file, which the
+kernel copies as a whole, so that a process that is killed leaves nothing half done. It is no database: where
+the machine itself stops, its sockets and so its flows are gone anyway.
 """
 
 import fcntl
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from common.net.errors import HostError
 from common.wire.errors import WireError
+from common.wire.offload import Packet
 from common.wire.segment import FlowKey
 from packetbridge.core import record
 from packetbridge.core.record import SIZE, Ended, FlowRecord, JournalEvent, Opened
@@ -51,14 +53,17 @@ class Journal:
         self._free: list[int] = []
         self._end = 0
         """Number of the first slot that was never used."""
+        self.read()
 
     def close(self) -> None:
         os.close(self._file)
 
     def read(self) -> list[FlowRecord]:
-        """The flows that the last packetbridge left. Slots that make no sense are freed."""
+        """The flows that are in it. Slots that make no sense are freed."""
         data = os.pread(self._file, os.fstat(self._file).st_size, 0)
         records = []
+        self._slots.clear()
+        self._free.clear()
         self._end = len(data) // SLOT_SIZE
         for slot in range(self._end):
             try:
@@ -84,6 +89,11 @@ class Journal:
             self._write(slot, _FREE)
             self._free.append(slot)
 
+    def clear(self) -> None:
+        """Erase all flows."""
+        os.ftruncate(self._file, 0)
+        self.read()
+
     def _slot_of(self, key: FlowKey) -> int:
         slot = self._slots.get(key)
         if slot is None:
@@ -104,3 +114,25 @@ class Journal:
                 self._logger.error(
                     "cannot write %s (%s): flows may not survive a restart", self._path, error.strerror
                 )
+
+
+def restore_all(
+    journal: Journal,
+    exists: Callable[[FlowKey], bool],
+    restore: Callable[[FlowRecord, bool], list[Packet]],
+    logger: logging.Logger,
+) -> list[Packet]:
+    """Have every flow that the last packetbridge left restored.
+
+    ``exists`` is asked for the kernel's socket, ``restore`` gets the answer. Returns what is to be sent.
+    """
+    packets: list[Packet] = []
+    left = journal.read()
+    live = 0
+    for saved in left:
+        has_socket = exists(saved.key)
+        packets += restore(saved, has_socket)
+        live += has_socket
+    if left:
+        logger.info("of %d flows left by the last run, %d are carried on", len(left), live)
+    return packets

@@ -7,7 +7,7 @@ from common.net.sock_diag import SocketQuery
 from common.wire.offload import Packet
 from common.wire.segment import FlowKey
 from packetbridge.core.engine import PacketbridgeCore
-from packetbridge.journal import Journal
+from packetbridge.journal import Journal, restore_all
 
 
 class KeptCore:
@@ -36,19 +36,13 @@ class KeptCore:
 
     def restore(self, now: float, logger: logging.Logger) -> list[Packet]:
         """Splice what flows the last packetbridge left, as far as their sockets live; probe the others."""
-        packets: list[Packet] = []
-        left = self._journal.read()
-        live = 0
-        for record in left:
-            exists = self._query.exists(record.key)
-            packets += self._core.restore(record, now, exists)
-            if exists:
-                live += 1
-            else:
-                self._journal.erase(record.key)
+        packets = restore_all(
+            self._journal,
+            self._query.exists,
+            lambda saved, exists: self._core.restore(saved, now, exists),
+            logger,
+        )
         self._write_down()
-        if left:
-            logger.info("of %d flows left by the last run, %d are carried on", len(left), live)
         return packets
 
     def _exists(self, key: FlowKey) -> bool:

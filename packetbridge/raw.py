@@ -26,11 +26,11 @@ def start(
     core = PacketbridgeCore(services, site.keys.verify, wall_clock, limits)
     tun = owned.enter_context(closing(Tun()))
     owned.enter_context(closing(OwnedTable(site.intake.name, drop_rules(site.intake, site.tapped))))
-    plane.remove_left(site)
-    taps = [owned.enter_context(closing(Tap(interface, site.intake))) for interface in site.tapped]
-    owned.enter_context(closing(ReplyRoutes(backends, tun.index)))
     path = path_of(site.state_dir, site.intake.address)
     journal = owned.enter_context(closing(Journal(path, site.logger)))
+    plane.remove_left(site, journal)
+    taps = [owned.enter_context(closing(Tap(interface, site.intake))) for interface in site.tapped]
+    owned.enter_context(closing(ReplyRoutes(backends, tun.index)))
     query = owned.enter_context(closing(SocketQuery()))
 
     kept = KeptCore(core, journal, query)

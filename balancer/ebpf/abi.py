@@ -159,7 +159,7 @@ class Counter(IntEnum):
 
 
 FIRST_WAS_CUT = 4
-"""Bit of a flow's `options`: its first payload was more than a handoff takes, and nothing has answered yet."""
+"""Bit of a flow's `options`: its first payload was more than a handoff takes; nothing has answered yet."""
 SLOT_SIZE = 4
 """A slot of a Maglev table is a node's address."""
 KEY_KINDS = {"path": KeyKind.PATH, "uri": KeyKind.URI, "segments": KeyKind.SEGMENTS}

@@ -23,7 +23,7 @@ from common import keyring
 from common.bpf import keys as bpf_keys
 from common.bpf import residence as residences
 from common.bpf import sweep
-from common.bpf.abi import ENDPOINT, SHARED, Endpoint
+from common.bpf.abi import ENDPOINT, SHARED, Endpoint, PhaseNumber
 from common.bpf.attach import Direction
 from common.bpf.clock import keep_clock, set_clock
 from common.bpf.counts import read_counts
@@ -44,7 +44,6 @@ from common.wire.segment import FLOW_KEY_AT, FLOW_KEY_END, FlowKey
 
 CLAIMS_PER_SECOND = 2000
 """Connections that Python is made to take care of; of more the node is chosen by their 4-tuple."""
-_HANDLE = 1
 _DIRECTORY = "bpf"
 _PATROL_SECONDS = 1.0
 
@@ -72,11 +71,11 @@ class PassedUp:
 
     async def patrol(self) -> None:
         """For ever: claims of connections that Python has forgotten, or never knew, are taken back."""
-        before: set[bytes] = set()
+        before: set[tuple[bytes, bytes]] = set()
         while True:
             await trio.sleep(_PATROL_SECONDS)
-            claimed = {key for key, _ in self._claims.items()}
-            for key in claimed & before:
+            claimed = set(self._claims.items())
+            for key, _ in claimed & before:
                 self._release(self._keys.unpack(key))
             before = claimed
 
@@ -152,9 +151,7 @@ def start(service: Service, node_mtu: int, limits: Limits, site: Site, owned: Ex
 
 def remove_left(service: Service, site: Site) -> None:
     """What an earlier run with this plane left at work, before another plane takes its place."""
-    if residences.remove_left(
-        _pins(service, site.state_dir / _DIRECTORY), (each.index for each in site.tapped), _HANDLE
-    ):
+    if residences.remove_left(_pins(service, site.state_dir / _DIRECTORY)):
         site.logger.warning("programs of an earlier run are removed, its flows are lost")
 
 
@@ -196,12 +193,11 @@ def _plan(service: Service, limits: Limits, directory: Path) -> Plan:
         "half_open": limits.half_open,
         "claims": limits.collecting + limits.answered,
     }
-    made_for = (service.vip, service.port, service.vip_index, entries)
+    made_for = (service.vip, service.port, service.vip_index, service.promised_scale, entries)
     return Plan(
         object_name="balancer",
-        identity=identity(made_for, layouts=(*SHARED, *abi.STRUCTS)),
+        identity=identity(made_for, layouts=(*SHARED, *abi.STRUCTS), numbers=(PhaseNumber, abi.Counter)),
         pins=_pins(service, directory),
-        handle=_HANDLE,
         max_entries=entries,
     )
 

@@ -10,8 +10,10 @@
 
 enum state {
     STATE_OPENING = 1,
-    STATE_ECHOING = 2,
-    STATE_ESTABLISHED = 3,
+    STATE_ADOPTING = 2,
+    STATE_ECHOING = 3,
+    STATE_ESTABLISHED = 4,
+    STATE_ADOPTED = 5,
 };
 
 enum counter {
@@ -65,6 +67,10 @@ enum counter {
     COUNT_FLOWS_REMOVED = 47,
     COUNT_STRANGERS_LIMITED = 48,
     COUNT_UNWRITTEN = 49,
+    COUNT_ADOPTED = 50,
+    COUNT_ADOPTION_REFUSED = 51,
+    COUNT_UNADOPTED = 52,
+    COUNT_ADOPTION_IN_VAIN = 53,
 };
 
 struct bridge_service {
@@ -97,7 +103,7 @@ struct bridge_flow {
     __s8 backend_shift;
     __s8 client_shift;
     __u8 state;
-    __u8 zero;
+    __u8 attempts;
 };
 _Static_assert(sizeof(struct bridge_flow) == 60, "bridge_flow");
 _Static_assert(__builtin_offsetof(struct bridge_flow, client) == 0, "bridge_flow.client");
@@ -111,7 +117,7 @@ _Static_assert(__builtin_offsetof(struct bridge_flow, floor) == 52, "bridge_flow
 _Static_assert(__builtin_offsetof(struct bridge_flow, backend_shift) == 56, "bridge_flow.backend_shift");
 _Static_assert(__builtin_offsetof(struct bridge_flow, client_shift) == 57, "bridge_flow.client_shift");
 _Static_assert(__builtin_offsetof(struct bridge_flow, state) == 58, "bridge_flow.state");
-_Static_assert(__builtin_offsetof(struct bridge_flow, zero) == 59, "bridge_flow.zero");
+_Static_assert(__builtin_offsetof(struct bridge_flow, attempts) == 59, "bridge_flow.attempts");
 
 struct stash_head {
     __u32 replaced_isn;

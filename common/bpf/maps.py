@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from common.bpf import libbpf
 from common.bpf.errors import BpfError
@@ -52,6 +53,22 @@ class MapDescription:
     flags: int
     name: str
     """At most 15 characters of the source's."""
+
+
+class MapShape(NamedTuple):
+    """What two maps must have in common for one to stand in for the other."""
+
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    map_flags: int
+
+
+def shape_of(descriptor: int) -> MapShape:
+    info = libbpf.MapInfo()
+    libbpf.fill_info(descriptor, info)
+    return MapShape(*(getattr(info, name) for name in MapShape._fields))
 
 
 def describe(descriptor: int) -> MapDescription:

@@ -32,7 +32,7 @@ def bpf_directory(path: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        _unmount_if_empty(path)
+        unmount_if_empty(path)
 
 
 def _mount(path: Path) -> None:
@@ -42,7 +42,7 @@ def _mount(path: Path) -> None:
         raise BpfError(f"cannot mount a bpf file system at {path}: {os.strerror(ctypes.get_errno())}")
 
 
-def _unmount_if_empty(path: Path) -> None:
+def unmount_if_empty(path: Path) -> None:
     """Where somebody still uses it, it stays."""
-    if {entry.name for entry in path.iterdir()} <= _OF_THE_KERNEL:
+    if is_bpf_filesystem(path) and {entry.name for entry in path.iterdir()} <= _OF_THE_KERNEL:
         ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(path), 0)

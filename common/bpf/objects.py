@@ -12,6 +12,7 @@ from typing import Self
 
 from common.bpf import libbpf
 from common.bpf.errors import BpfError
+from common.bpf.maps import MapShape, shape_of
 
 _BUILT = Path(__file__).with_name("built")
 _VERIFIER_LOG = (1 << 24) - 1  # the most that kernels before 5.2 take; pages are used as they are written
@@ -91,13 +92,7 @@ class BpfObject:
 
     def map_names(self) -> list[str]:
         """Of the maps that the source declares; those of its variables are not among them."""
-        names = []
-        found = self._library.bpf_object__next_map(self._object, None)
-        while found:
-            if not self._library.bpf_map__is_internal(found):
-                names.append(self._library.bpf_map__name(found).decode())
-            found = self._library.bpf_object__next_map(self._object, found)
-        return names
+        return list(_declared_maps(self._object))
 
     def close(self) -> None:
         """May be called more than once."""
@@ -121,19 +116,11 @@ class BpfObject:
 
     def _reuse(self, name: str, descriptor: int) -> None:
         wanted = self._map(name)
-        there = libbpf.MapInfo()
-        libbpf.fill_info(descriptor, there)
-        for what, asked in (
-            ("type", self._library.bpf_map__type(wanted)),
-            ("key_size", self._library.bpf_map__key_size(wanted)),
-            ("value_size", self._library.bpf_map__value_size(wanted)),
-            ("max_entries", self._library.bpf_map__max_entries(wanted)),
-            ("map_flags", self._library.bpf_map__map_flags(wanted)),
+        for what, is_there, asked in zip(
+            MapShape._fields, shape_of(descriptor), _declared_shape(wanted), strict=True
         ):
-            if getattr(there, what) != asked:
-                raise BpfError(
-                    f"the map {name} cannot be used again: its {what} is {getattr(there, what)}, not {asked}"
-                )
+            if is_there != asked:
+                raise BpfError(f"the map {name} cannot be used again: its {what} is {is_there}, not {asked}")
         libbpf.check(self._library.bpf_map__reuse_fd(wanted, descriptor))
 
     def _set_constants(self, constants: Constants) -> None:
@@ -181,6 +168,47 @@ class BpfObject:
             details.append("eBPF needs root")
         log = "\n".join([*said, *verifier])
         return BpfError(f"the eBPF program {self._name} {what}: {': '.join(details)}", log)
+
+
+def map_shapes(path: Path, max_entries: Mapping[str, int] = _NONE) -> dict[str, MapShape]:
+    """Of the maps that an object declares, by name, with other ``max_entries`` for some; nothing is loaded.
+
+    `BpfError`.
+    """
+    library = libbpf.library()
+    opened = library.bpf_object__open_file(os.fsencode(path), libbpf.ObjectOpenOptions())
+    if not opened:
+        raise BpfError(f"{path} cannot be opened: {os.strerror(ctypes.get_errno())}")
+    try:
+        shapes = {name: _declared_shape(found) for name, found in _declared_maps(opened).items()}
+    finally:
+        library.bpf_object__close(opened)
+    return {
+        name: shape._replace(max_entries=max_entries.get(name, shape.max_entries))
+        for name, shape in shapes.items()
+    }
+
+
+def _declared_maps(opened: int | None) -> dict[str, int]:
+    library = libbpf.library()
+    maps = {}
+    found = library.bpf_object__next_map(opened, None)
+    while found:
+        if not library.bpf_map__is_internal(found):
+            maps[library.bpf_map__name(found).decode()] = found
+        found = library.bpf_object__next_map(opened, found)
+    return maps
+
+
+def _declared_shape(found: int) -> MapShape:
+    library = libbpf.library()
+    return MapShape(
+        type=library.bpf_map__type(found),
+        key_size=library.bpf_map__key_size(found),
+        value_size=library.bpf_map__value_size(found),
+        max_entries=library.bpf_map__max_entries(found),
+        map_flags=library.bpf_map__map_flags(found),
+    )
 
 
 def _constant_bytes(name: str, value: int | bytes, size: int) -> bytes:

@@ -33,8 +33,11 @@ class PinDirectory:
         self.path = path
 
     def create(self) -> None:
-        """For its owner only. It may be there already."""
-        self.path.mkdir(mode=0o700, exist_ok=True)
+        """For its owner only. It may be there already. `BpfError`."""
+        try:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise BpfError(f"cannot make the directory {self.path}: {error.strerror}") from error
 
     def names(self) -> list[str]:
         return sorted(os.listdir(self.path)) if self.path.is_dir() else []
@@ -53,11 +56,20 @@ class PinDirectory:
         return self._get(name, "link")
 
     def unpin(self, name: str) -> None:
-        """Does nothing where it is not there."""
-        (self.path / name).unlink(missing_ok=True)
+        """Does nothing where it is not there. `BpfError`."""
+        path = self.path / name
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise BpfError(f"{path} is no pin: remove it ({error.strerror})") from error
 
     def clear(self) -> None:
-        """Unpin all and remove the directory. What nobody else holds goes soon after that, not at once."""
+        """Unpin all and remove the directory. What nobody else holds goes soon after that, not at once.
+
+        `BpfError` where something else than pins is there.
+        """
         for name in self.names():
             self.unpin(name)
         if self.path.is_dir():

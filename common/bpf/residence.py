@@ -5,15 +5,18 @@ they were made for the same purpose by the same version: `identity` says so. The
 of the old ones at their hooks one by one, each atomically, on the same maps. What does not fit is removed
 before.
 
-The map `meta`, which no program sees, holds the digest of the identity and a secret that lives as long as the
-maps.
+The map `meta`, which no program sees, holds digests of the layout and the identity, and a secret that lives
+as long as the maps. It is pinned last and unpinned first: without it the other pins are of no use.
 """
 
 import hashlib
 import logging
 import os
+import socket
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +25,15 @@ from common.bpf.abi import LAYOUT_VERSION
 from common.bpf.attach import Attachment, ClsactFilter, Direction, Hook, TcxLink, supports_tcx
 from common.bpf.errors import BpfError
 from common.bpf.layout import Layout
-from common.bpf.maps import ArrayMap, create_array, memory_bytes
-from common.bpf.objects import BpfObject, Constants, object_path
+from common.bpf.maps import ArrayMap, MapShape, MapType, create_array, memory_bytes, shape_of
+from common.bpf.mounting import unmount_if_empty
+from common.bpf.objects import BpfObject, Constants, map_shapes, object_path
 from common.bpf.pins import PinDirectory, is_bpf_filesystem
 
 SECRET_SIZE = 16
 _META = "meta"
 _DIGEST_SIZE = 32
+_META_SHAPE = MapShape(MapType.ARRAY, 4, 2 * _DIGEST_SIZE + SECRET_SIZE, 1, 0)
 
 
 class Place(NamedTuple):
@@ -48,9 +53,15 @@ class Plan(NamedTuple):
     identity: bytes
     """What the maps' contents mean: other maps must not be used."""
     pins: Path
-    handle: int
-    """Tells this daemon's clsact filters from those of others on the host."""
+    """A directory, whose name no other daemon on the host has."""
     max_entries: Mapping[str, int]
+    better_object: str | None = None
+    """Used instead where the kernel takes it. It has the same maps and programs."""
+    layout: bytes = b""
+    """What `maps_left` goes by: maps made for another purpose can still be read if theirs is the same."""
+
+    def digests(self) -> bytes:
+        return _digest(self.layout) + _digest(self.identity)
 
 
 class Residence:
@@ -60,26 +71,31 @@ class Residence:
         self.secret = os.urandom(SECRET_SIZE)
         """Of `SECRET_SIZE` bytes, random; that of the earlier run where its maps are used."""
         self._plan = plan
+        self._logger = logger
         self._pins = PinDirectory(plan.pins)
-        self._digest = hashlib.sha256(plan.identity).digest()
+        self._handle = handle_of(plan.pins)
+        self._digests = plan.digests()
         self._objects: dict[int, BpfObject] = {}
         self._attachments: list[Attachment] = []
         self._kept: dict[str, int] = {}
+        self._is_pinned = False
+        """By this run, and not only by an earlier one."""
         with ExitStack() as failing:
             failing.callback(self.leave)
-            self._look_for_maps(logger)
+            self._look_for_maps()
             failing.pop_all()
 
     def load(self, constants: Constants, link_header_sizes: Iterable[int]) -> None:
         """Load the programs, one set for each size, all on the same maps. `BpfError`."""
-        path = object_path(self._plan.object_name)
-        for size in sorted(set(link_header_sizes)):
-            self._objects[size] = BpfObject(
-                path,
-                constants={**constants, "link_header_size": size},
-                max_entries=self._plan.max_entries,
-                reuse=self._kept or self._maps(),
-            )
+        sizes = sorted(set(link_header_sizes))
+        if self._plan.better_object is not None:
+            try:
+                self._load_object(self._plan.better_object, constants, sizes)
+            except BpfError as error:
+                self._logger.debug("%s is loaded instead: %s", self._plan.object_name, error)
+            else:
+                return
+        self._load_object(self._plan.object_name, constants, sizes)
 
     def map(self, name: str) -> int:
         """Descriptor; KeyError."""
@@ -94,35 +110,69 @@ class Residence:
         return sum(map(memory_bytes, self._maps().values()))
 
     def publish(self, places: Sequence[Place]) -> None:
-        """Pin the maps and put the programs to work. `BpfError`: then a fresh start has left nothing."""
+        """Pin the maps and put the programs to work.
+
+        `BpfError`: then a fresh start has left nothing, and what a take-over has found is still at work.
+        """
         with ExitStack() as failing:
-            failing.callback(self.remove if not self.is_taken_over else self.leave)
-            self._pin_maps()
-            old = _links(self._pins)
+            failing.callback(self.remove)
+            if not self.is_taken_over:
+                self._pin_maps()
+            old = _links(self._pins) if supports_tcx() else _filters(self._handle)
+            for left in old.values():
+                failing.callback(left.leave)
             for place in places:
                 self._attach(place, old)
-            for link in old.values():
-                link.close()
+            for hook, attachment in reversed(old.items()):
+                attachment.close()
+                self._pins.unpin(_link_name(hook))
+            self._is_pinned = True
             failing.pop_all()
 
     def leave(self) -> None:
         """Let go; what is pinned goes on."""
         for attachment in self._attachments:
             attachment.leave()
+        self._is_pinned = False
         self._close()
 
     def remove(self) -> None:
-        """Take everything out of the kernel again."""
-        for attachment in reversed(self._attachments):
-            attachment.close()
-        self._close()
-        self._pins.clear()
+        """Take everything out of the kernel again, but for what a take-over that failed has found there.
 
-    def _close(self) -> None:
-        self._attachments.clear()
+        Does nothing after `leave` or a second time.
+        """
+        if not self._is_pinned:
+            self.leave()
+            return
+        self._is_pinned = False
+        with ExitStack() as steps:
+            steps.callback(_clear, self._pins)
+            steps.callback(self._close)
+            for attachment in self._attachments:
+                steps.callback(attachment.close)
+
+    def _load_object(self, name: str, constants: Constants, link_header_sizes: Iterable[int]) -> None:
+        """Sets for all sizes, or none and `BpfError`."""
+        path = object_path(name)
+        with ExitStack() as failing:
+            failing.callback(self._close_objects)
+            for size in link_header_sizes:
+                self._objects[size] = BpfObject(
+                    path,
+                    constants={**constants, "link_header_size": size},
+                    max_entries=self._plan.max_entries,
+                    reuse=self._kept or self._maps(),
+                )
+            failing.pop_all()
+
+    def _close_objects(self) -> None:
         for loaded in self._objects.values():
             loaded.close()
         self._objects.clear()
+
+    def _close(self) -> None:
+        self._attachments.clear()
+        self._close_objects()
         for descriptor in self._kept.values():
             os.close(descriptor)
         self._kept.clear()
@@ -136,90 +186,155 @@ class Residence:
         first = self._first()
         return {name: first.map(name) for name in first.map_names()}
 
-    def _look_for_maps(self, logger: logging.Logger) -> None:
+    def _look_for_maps(self) -> None:
         names = self._pins.names()
-        meta = self._pins.get_map(_META) if _META in names else None
-        if meta is not None:
-            try:
-                said = ArrayMap(meta).lookup(0)
-            finally:
-                os.close(meta)
-            if said[:_DIGEST_SIZE] == self._digest:
-                self.secret = said[_DIGEST_SIZE : _DIGEST_SIZE + SECRET_SIZE]
-                self.is_taken_over = True
-                for name in names:
-                    if name != _META and not _is_link(name):
-                        descriptor = self._pins.get_map(name)
-                        if descriptor is not None:
-                            self._kept[name] = descriptor
-                return
-        if names:
-            logger.warning("what an earlier run left in %s is of another kind: removed", self._pins.path)
-            self._remove_old()
+        if not names:
+            return
+        if self._take_over(names):
+            self.is_taken_over = True
+            return
+        self._close()
+        self._logger.warning("what an earlier run left in %s is of another kind: removed", self._pins.path)
+        _remove(_filters(self._handle), self._pins)
 
-    def _remove_old(self) -> None:
-        for link in _links(self._pins).values():
-            link.close()
-        self._pins.clear()
+    def _take_over(self, names: Iterable[str]) -> bool:
+        """Whether the pinned maps are those of this plan, all of them; then they are kept open."""
+        shapes = map_shapes(object_path(self._plan.object_name), self._plan.max_entries)
+        maps = {name for name in names if not _is_link(name)}
+        if maps != {_META, *shapes}:
+            return False
+        for name in maps:
+            descriptor = _map_in(self._pins, name)
+            if descriptor is None:
+                return False
+            self._kept[name] = descriptor
+        said = _read_meta(self._kept.pop(_META))
+        digests, secret = said[:-SECRET_SIZE], said[-SECRET_SIZE:]
+        if digests != self._digests or shapes != _shapes(self._kept):
+            return False
+        self.secret = secret
+        return True
 
     def _pin_maps(self) -> None:
-        if self.is_taken_over:
-            return
+        self._is_pinned = True
         self._pins.create()
         for name, descriptor in self._maps().items():
             self._pins.pin(name, descriptor)
-        meta = create_array(_META, _DIGEST_SIZE + SECRET_SIZE, 1)
+        meta = create_array(_META, _META_SHAPE.value_size, 1)
         try:
-            ArrayMap(meta).update(0, self._digest + self.secret)
+            ArrayMap(meta).update(0, self._digests + self.secret)
             self._pins.pin(_META, meta)
         finally:
             os.close(meta)
 
-    def _attach(self, place: Place, old: dict[Hook, TcxLink]) -> None:
+    def _attach(self, place: Place, old: dict[Hook, Attachment]) -> None:
         hook = Hook(place.ifindex, place.direction)
         program = self._objects[place.link_header_size].program(place.program)
+        there = old.pop(hook, None)
         if not supports_tcx():
-            self._attachments.append(ClsactFilter.create(hook, program, self._plan.handle))
+            self._attachments.append(ClsactFilter.create(hook, program, self._handle))
             return
-        link = old.pop(hook, None)
-        if link is not None:
-            link.replace(program)
-        else:
-            link = TcxLink.create(hook, program)
+        if there is not None:
+            self._attachments.append(there)
+            there.replace(program)
+            return
+        link = TcxLink.create(hook, program)
         self._attachments.append(link)
-        name = f"link_{place.direction.name.lower()}_{place.ifindex}"
-        if name not in self._pins.names():
-            self._pins.pin(name, link.descriptor)
+        self._pins.pin(_link_name(hook), link.descriptor)
 
 
-def remove_left(pins: Path, ifindexes: Iterable[int], handle: int) -> bool:
+def remove_left(pins: Path) -> bool:
     """Take out of the kernel what a daemon left that was killed or told to; it must not run any more.
 
-    False where there was nothing. ``ifindexes`` are those of interfaces that may have a filter of ``handle``.
+    False where there was nothing. `BpfError`.
     """
     try:
         libbpf.library()
     except BpfError:
         return False  # who cannot use eBPF has left nothing
-    hooks = [Hook(ifindex, direction) for ifindex in ifindexes for direction in Direction]
-    filters = [each for hook in hooks if (each := ClsactFilter.find(hook, handle)) is not None]
-    for left in reversed(filters):
-        left.close()
+    filters = _filters(handle_of(pins))
+    directory = PinDirectory(pins) if is_bpf_filesystem(pins.parent) else None
+    found = bool(filters or (directory and directory.names()))
+    _remove(filters, directory)
+    if found and directory is not None:
+        unmount_if_empty(pins.parent)
+    return found
+
+
+def maps_left(pins: Path, layout: bytes, names: Iterable[str]) -> dict[str, int]:
+    """Descriptors, owned by the caller, of maps that an earlier run left. They outlive the removal.
+
+    None where there are no such maps, or their `Plan.layout` was another one.
+    """
     if not is_bpf_filesystem(pins.parent):
-        return bool(filters)
+        return {}
     directory = PinDirectory(pins)
-    names = directory.names()
-    for link in _links(directory).values():
-        link.close()
-    directory.clear()
-    return bool(filters or names)
+    meta = _map_in(directory, _META)
+    if meta is None or _read_meta(meta)[:_DIGEST_SIZE] != _digest(layout):
+        return {}
+    found: dict[str, int] = {}
+    with ExitStack() as failing:
+        for name in names:
+            descriptor = _map_in(directory, name)
+            if descriptor is None:
+                return {}
+            failing.callback(os.close, descriptor)
+            found[name] = descriptor
+        failing.pop_all()
+    return found
 
 
-def _links(pins: PinDirectory) -> dict[Hook, TcxLink]:
+def handle_of(pins: Path) -> int:
+    """Of clsact filters: tells this daemon's from those of others on the host."""
+    return zlib.crc32(pins.name.encode()) or 1
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()
+
+
+def _map_in(pins: PinDirectory, name: str) -> int | None:
+    """Descriptor, owned by the caller; None where there is no such map."""
+    try:
+        return pins.get_map(name)
+    except BpfError:  # of another kind
+        return None
+
+
+def _read_meta(descriptor: int) -> bytes:
+    """Layout's digest, identity's digest and secret; empty where the map is no such one. It is closed."""
+    try:
+        return ArrayMap(descriptor).lookup(0) if shape_of(descriptor) == _META_SHAPE else b""
+    finally:
+        os.close(descriptor)
+
+
+def _remove(filters: Mapping[Hook, Attachment], pins: PinDirectory | None) -> None:
+    links = _links(pins) if pins else {}
+    for attachment in (*filters.values(), *links.values()):
+        attachment.close()
+    if pins:
+        _clear(pins)
+
+
+def _clear(pins: PinDirectory) -> None:
+    pins.unpin(_META)
+    pins.clear()
+
+
+def _filters(handle: int) -> dict[Hook, Attachment]:
+    hooks = [Hook(ifindex, direction) for ifindex, _ in socket.if_nameindex() for direction in Direction]
+    return {hook: found for hook in hooks if (found := ClsactFilter.find(hook, handle)) is not None}
+
+
+def _links(pins: PinDirectory) -> dict[Hook, Attachment]:
     """Those whose interfaces are still there; the others are unpinned."""
-    found = {}
+    found: dict[Hook, Attachment] = {}
     for name in filter(_is_link, pins.names()):
-        descriptor = pins.get_link(name)
+        try:
+            descriptor = pins.get_link(name)
+        except BpfError:  # of another kind
+            descriptor = None
         link = None if descriptor is None else TcxLink.adopt(descriptor)
         if link is None:
             pins.unpin(name)
@@ -228,10 +343,19 @@ def _links(pins: PinDirectory) -> dict[Hook, TcxLink]:
     return found
 
 
-def identity(*parts: object, layouts: Iterable[Layout[Any]]) -> bytes:
-    """Of ``parts``, by their text, and of the structs in the maps."""
+def identity(*parts: object, layouts: Iterable[Layout[Any]], numbers: Iterable[type[IntEnum]]) -> bytes:
+    """Of ``parts``, by their text, and of the structs in the maps and what ``numbers`` in them mean."""
     structs = [(layout.name, [(field.name, field.at) for field in layout.fields]) for layout in layouts]
-    return repr((LAYOUT_VERSION, parts, structs)).encode()
+    meanings = [list(each) for each in numbers]
+    return repr((LAYOUT_VERSION, parts, structs, meanings)).encode()
+
+
+def _shapes(maps: Mapping[str, int]) -> dict[str, MapShape]:
+    return {name: shape_of(descriptor) for name, descriptor in maps.items()}
+
+
+def _link_name(hook: Hook) -> str:
+    return f"link_{hook.direction.name.lower()}_{hook.ifindex}"
 
 
 def _is_link(name: str) -> bool:

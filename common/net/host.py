@@ -1,4 +1,4 @@
-"""Checks of the host before anything is touched; each raises `HostError` and changes nothing."""
+"""Looks at the host before anything is touched. What is required and not there raises `HostError`."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
 _TUN_DEVICE = Path("/dev/net/tun")
 _RP_FILTER = "net.ipv4.conf.all.rp_filter"
 _STRICT = 1
+_SYN_COOKIES = "net.ipv4.tcp_syncookies"
 
 
 def require_privileges(status: Path = Path("/proc/self/status")) -> None:
@@ -23,6 +24,12 @@ def require_privileges(status: Path = Path("/proc/self/status")) -> None:
 def require_tun_device(path: Path = _TUN_DEVICE) -> None:
     if not path.exists():
         raise HostError(f"{path} does not exist: load the kernel module with `modprobe tun`")
+
+
+def has_syn_cookies(proc_sys: Path = Path("/proc/sys")) -> bool:
+    """Whether listeners take the end of a handshake of which they have not seen the begin."""
+    path = proc_sys / _SYN_COOKIES.replace(".", "/")
+    return path.exists() and path.read_text().strip() != "0"
 
 
 def require_no_strict_rp_filter(proc_sys: Path = Path("/proc/sys")) -> None:

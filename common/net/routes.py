@@ -60,11 +60,13 @@ class NextHop(NamedTuple):
 
 
 def next_hop(address: IPv4Address) -> NextHop | None:
-    """The kernel's choice at the moment; None where it has no route."""
+    """The kernel's choice at the moment; None where it has no route, or one by an IPv6 gateway."""
     with IPRoute() as netlink:
         try:
             (route,) = netlink.route("get", dst=str(address))
         except NetlinkError:
+            return None
+        if route.get_attr("RTA_VIA"):
             return None
         gateway = route.get_attr("RTA_GATEWAY")
         return NextHop(

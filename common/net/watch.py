@@ -1,5 +1,6 @@
-"""Notices changes of links, addresses and IPv4 routes, by rtnetlink(7)."""
+"""Notices changes of links, addresses, IPv4 routes and policy rules, by rtnetlink(7)."""
 
+import errno
 import socket
 
 import trio
@@ -7,7 +8,7 @@ import trio
 from common.net.errors import HostError
 
 _NETLINK_ROUTE = 0
-_LINK, _IPV4_ADDRESS, _IPV4_ROUTE = 0x1, 0x10, 0x40
+_LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE = 0x1, 0x10, 0x40, 0x80
 _SETTLING_SECONDS = 0.02
 """Changes come in bundles."""
 _MESSAGE_SIZE = 65536
@@ -19,7 +20,7 @@ class NetworkWatch:
         try:
             kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_ROUTE)
-            self._socket.bind((0, _LINK | _IPV4_ADDRESS | _IPV4_ROUTE))
+            self._socket.bind((0, _LINK | _IPV4_ADDRESS | _IPV4_ROUTE | _IPV4_RULE))
         except OSError as error:
             raise HostError(f"cannot open a netlink socket: {error.strerror}") from error
 
@@ -35,5 +36,6 @@ class NetworkWatch:
                 self._socket.recv(_MESSAGE_SIZE)
             except BlockingIOError:
                 return
-            except OSError:  # ENOBUFS: more has changed than there was room for
-                continue
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # that is: more has changed than there was room for
+                    raise

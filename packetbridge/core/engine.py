@@ -22,13 +22,14 @@ from common.wire.offload import Packet
 from common.wire.plain import payload_size
 from common.wire.rewrite import Rewrite
 from common.wire.segment import FLOW_KEY_AT, FlowKey, Segment
-from packetbridge.core import departure, events, icmp_passage, opening, record, restoration, rounds, service
+from packetbridge.core import departure, events, icmp_passage, opening, record, rounds, service
 from packetbridge.core.actions import ACTIONS
 from packetbridge.core.admission import Admission, Admitted
 from packetbridge.core.flow import Flow
 from packetbridge.core.flows import Flows
 from packetbridge.core.machine import RULES, Event, State
 from packetbridge.core.record import Ended, FlowRecord, JournalEvent, Opened
+from packetbridge.core.restoration import Restoration, Table
 from packetbridge.core.rounds import Rounds
 from packetbridge.core.service import Limits, Service
 from packetbridge.core.step import Received, Step
@@ -72,7 +73,7 @@ class PacketbridgeCore:
         self._flows = Flows(services, self._limits.flows)
         self._admission = Admission(verify, wall_clock, self._limits.tombstones)
         self._strangers = Strangers(self._limits.strangers, self._limits.resets_per_second, self.counters)
-        self._revisits = restoration.Revisits()
+        self._restoration = Restoration(self._services, self._table(), self._strangers, self.counters)
         self._idle: Deadlines[FlowKey] = Deadlines(resolution=1.0)
         self._rounds = Rounds()
 
@@ -238,11 +239,11 @@ class PacketbridgeCore:
             self._idle.next(),
             self._rounds.next_deadline(),
             self._strangers.next_deadline(),
-            self._revisits.next_deadline(),
+            self._restoration.next_deadline(),
         )
 
     def on_timeout(self, now: float) -> Timeouts:
-        timeouts = Timeouts(self._strangers.due(now), self._revisits.due(now))
+        timeouts = Timeouts(self._strangers.due(now), self._restoration.due(now))
         for key in self._rounds.due(now):
             if flow := self._flows.of_backend(key):
                 self._rounds.add(key, now)
@@ -262,8 +263,9 @@ class PacketbridgeCore:
 
     def socket_exists(self, key: FlowKey, exists: bool, now: float) -> list[Packet]:
         """The kernel's answer to a question of `on_timeout`. Returns packets to send."""
-        if saved := self._revisits.visit(key, now):
-            return self._revisit(saved, exists, now)
+        packets = self._restoration.visit(key, exists, now)
+        if packets is not None:
+            return packets
         flow = self._flows.of_backend(key)
         if flow is None or flow.state not in _SPLICED or flow.idle_deadline() > now:
             return []
@@ -273,44 +275,31 @@ class PacketbridgeCore:
     # --- what outlives the process
 
     def restore(self, saved: FlowRecord, now: float, socket_exists: bool) -> list[Packet]:
-        """Take up a flow of an earlier life, if the kernel has a socket for it.
+        """As `Restoration.restore`."""
+        return self._restoration.restore(saved, now, socket_exists)
 
-        Where it has none the client is made to show itself, so that its answer gets an exact RST. What
-        no longer fits the services or the tables is counted and left out.
-        """
-        served = self._services.get(saved.vip_index)
-        if served is None or not saved.is_of(served):
-            self.counters["restored_of_unknown_service"] += 1
-            return []
-        if not socket_exists:
-            self.counters["restored_without_socket"] += 1
-            self._admission.bury(saved.key, saved.origin, now)
-            self._revisits.plan(saved, now)
-            return self._probe(saved, now)
-        if self._flows.of_backend(saved.key) or len(self._flows) >= self._flows.capacity:
-            self.counters["restored_in_vain"] += 1
-            return []
-        self.counters["restored"] += 1
-        flow = restoration.flow_of(served, saved, now)
+    def _table(self) -> Table:
+        return Table(
+            knows=lambda saved: self._flows.of_backend(saved.key) is not None,
+            take_up=self._take_up,
+            end=self._end,
+            bury=lambda saved, now: self._admission.bury(saved.key, saved.origin, now),
+            forget=lambda key: self.journal.append(Ended(key)),
+        )
+
+    def _take_up(self, flow: Flow, now: float) -> bool:
+        if self._flows.of_backend(flow.key) or len(self._flows) >= self._flows.capacity:
+            return False
         self._flows.put(flow, None)
         self._rounds.add(flow.key, now)
-        self._revisits.plan(saved, now)
-        return []
+        return True
 
-    def _revisit(self, saved: FlowRecord, exists: bool, now: float) -> list[Packet]:
-        """A restored flow whose socket has died since is lost, too; a probe that was lost is repeated."""
+    def _end(self, saved: FlowRecord, now: float) -> bool:
         flow = self._flows.of_backend(saved.key)
-        if flow is None:
-            return self._probe(saved, now) if self._strangers.expects(saved.key) else []
-        if exists or flow.state not in _SPLICED or not flow.origin.is_same(saved.origin):
-            return []
-        self.counters["restored_in_vain"] += 1
+        if flow is None or flow.state not in _SPLICED or not flow.origin.is_same(saved.origin):
+            return False
         self._run(Event.SOCKET_GONE, flow, self._step(flow, None, now))
-        return self._probe(saved, now)
-
-    def _probe(self, saved: FlowRecord, now: float) -> list[Packet]:
-        self._strangers.expect(saved.key, now)
-        return [restoration.probe(self._services[saved.vip_index], saved)]
+        return True
 
     # --- the state machine
 

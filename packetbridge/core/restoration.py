@@ -1,10 +1,14 @@
-"""Taking up flows of a packetbridge that was killed.
+"""Taking up flows of an earlier packetbridge, on either data plane.
 
 While there was none, replies left the node with the backend's address, and a RST that a client sent to that
 address may still be on its way when the kernel is asked for the socket; and a probe may be lost. So each
 restored flow is looked at again a few times.
 """
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from common.counters import Counters
 from common.deadlines import Deadlines
 from common.tcp.activity import Activity
 from common.wire import segment, seq, tcp
@@ -15,36 +19,101 @@ from packetbridge.core.flow import Echoing, Flow, pack_origin
 from packetbridge.core.machine import State
 from packetbridge.core.record import FlowRecord
 from packetbridge.core.service import Service
+from packetbridge.core.strangers import Strangers
 
 VISIT_SECONDS = (1.0, 2.0)
 """How long after the restoration, and then after the visit before."""
 
 
-class Revisits:
-    """When to ask the kernel again for the sockets of restored flows."""
+class Table(NamedTuple):
+    """A data plane's flows, as a restoration needs them."""
 
-    def __init__(self) -> None:
+    knows: Callable[[FlowRecord], bool]
+    """Whether any flow has the record's addresses and ports."""
+    take_up: Callable[[Flow, float], bool]
+    """False where the flow's place is taken, or there is no room."""
+    end: Callable[[FlowRecord, float], bool]
+    """Leaves a tombstone. False where the flow is not spliced, or is of another connection."""
+    bury: Callable[[FlowRecord, float], None]
+    """Leave a tombstone of a flow that there is not."""
+    forget: Callable[[FlowKey], None]
+    """The record is of no use to a later restoration."""
+
+
+class Restoration:
+    def __init__(
+        self, services: Mapping[int, Service], table: Table, strangers: Strangers, counters: Counters[str]
+    ) -> None:
+        """``services`` by their VIP's index."""
+        self._services = services
+        self._table = table
+        self._strangers = strangers
+        self._counters = counters
         self._records: dict[FlowKey, tuple[FlowRecord, int]] = {}
         self._deadlines: Deadlines[FlowKey] = Deadlines(resolution=0.5)
 
-    def plan(self, saved: FlowRecord, now: float, visits: int = 0) -> None:
+    def restore(self, saved: FlowRecord, now: float, socket_exists: bool) -> list[Packet]:
+        """Take up a flow of an earlier life, if the kernel has a socket for it.
+
+        Where it has none the client is made to show itself, so that its answer gets an exact RST. What
+        no longer fits the services or the tables is counted and left out.
+        """
+        served = self._services.get(saved.vip_index)
+        if served is None or not saved.is_of(served):
+            self._counters["restored_of_unknown_service"] += 1
+            if not socket_exists:
+                self._table.forget(saved.key)
+            return []
+        if not socket_exists:
+            self._counters["restored_without_socket"] += 1
+            self._table.bury(saved, now)
+            self._plan(saved, now, 0)
+            return self._probe(saved, now)
+        if not self._table.take_up(flow_of(served, saved, now), now):
+            self._counters["restored_in_vain"] += 1
+            return []
+        self._counters["restored"] += 1
+        self._plan(saved, now, 0)
+        return []
+
+    def due(self, now: float) -> list[FlowKey]:
+        """Flows for whose sockets the kernel is to be asked again."""
+        return self._deadlines.due(now)
+
+    def visit(self, key: FlowKey, exists: bool, now: float) -> list[Packet] | None:
+        """The kernel's answer, and what to send then; None where no visit of this flow is to come.
+
+        A restored flow whose socket has died since is lost, too; a probe that was lost is repeated.
+        """
+        if key not in self._records:
+            return None
+        saved, visits = self._records.pop(key)
+        self._plan(saved, now, visits + 1)
+        if not self._table.knows(saved):
+            if key not in self._records:
+                self._table.forget(key)
+            return self._probe(saved, now) if self._strangers.expects(key) else []
+        if exists or not self._table.end(saved, now):
+            return []
+        self._counters["restored_in_vain"] += 1
+        return self._probe(saved, now)
+
+    def lost(self) -> list[FlowRecord]:
+        """Those without flow whose clients are still to be probed: another restoration may have to do it."""
+        return [saved for saved, _ in self._records.values() if not self._table.knows(saved)]
+
+    def next_deadline(self) -> float | None:
+        return self._deadlines.next()
+
+    def _plan(self, saved: FlowRecord, now: float, visits: int) -> None:
         """The next visit, after so many."""
         if visits < len(VISIT_SECONDS):
             self._records[saved.key] = (saved, visits)
             self._deadlines.set(saved.key, now + VISIT_SECONDS[visits])
 
-    def due(self, now: float) -> list[FlowKey]:
-        return self._deadlines.due(now)
-
-    def visit(self, key: FlowKey, now: float) -> FlowRecord | None:
-        """The record, if the kernel's answer is one to a visit; the next visit is planned."""
-        saved, visits = self._records.pop(key, (None, 0))
-        if saved is not None:
-            self.plan(saved, now, visits + 1)
-        return saved
-
-    def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+    def _probe(self, saved: FlowRecord, now: float) -> list[Packet]:
+        self._strangers.expect(saved.key, now)
+        return [probe(self._services[saved.vip_index], saved)]
 
 
 def flow_of(service: Service, saved: FlowRecord, now: float) -> Flow:

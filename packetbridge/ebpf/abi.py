@@ -12,11 +12,18 @@ from common.wire import handoff
 
 
 class StateNumber(IntEnum):
-    """`packetbridge.core.machine.State` of a flow that has an entry."""
+    """`packetbridge.core.machine.State` of a flow that has an entry, in the order in which it comes to more.
+
+    Two are not the core's, those of a connection that the backend's listener adopts.
+    """
 
     OPENING = 1
-    ECHOING = 2
-    ESTABLISHED = 3
+    ADOPTING = 2
+    """The listener has been given the first payload, and nothing has come from there."""
+    ECHOING = 3
+    ESTABLISHED = 4
+    ADOPTED = 5
+    """As ESTABLISHED, with the same numbers on both legs."""
 
 
 class ServiceRow(NamedTuple):
@@ -49,7 +56,8 @@ class FlowRow(NamedTuple):
     client_shift: S8
     state: U8
     """`StateNumber`."""
-    zero: U8 = 0
+    attempts: U8 = 0
+    """How often the listener was given the first payload."""
 
 
 class StashRow(NamedTuple):
@@ -169,6 +177,14 @@ class Counter(IntEnum):
     """Dropped: Python is given no more."""
     UNWRITTEN = 49
     """Dropped: the kernel had no memory for the packet as it was to be."""
+    ADOPTED = 50
+    """First payloads that the backend's listener was given, those that it was given again with them."""
+    ADOPTION_REFUSED = 51
+    """New handoffs that it could not be given, and that have a backend leg instead."""
+    UNADOPTED = 52
+    """Dropped: segments of a connection whose first payload the listener has not taken."""
+    ADOPTION_IN_VAIN = 53
+    """Connections that the listener has not taken and that have a backend leg at last."""
 
 
 INDEX_SIZE = 4

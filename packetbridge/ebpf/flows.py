@@ -2,6 +2,7 @@
 
 from common.bpf.abi import FLOW_ID, FlowId
 from common.bpf.maps import HashMap, Update
+from common.tables import TableFullError
 from common.wire import dscp
 from common.wire.segment import FlowKey, Segment
 from packetbridge.core.service import Service
@@ -17,32 +18,43 @@ class MapFlows:
         self._tombstones = tombstones
 
     def openness(self, key: bytes) -> Openness:
-        row = self._row(key)
+        row = self.row(key)
         if row is None:
             return Openness.UNKNOWN
         return Openness.OPENING if row.state == StateNumber.OPENING else Openness.SPLICED
 
+    def add(self, key: bytes, row: FlowRow) -> bool:
+        """False where its place is taken, or there is no room."""
+        try:
+            return self._flows.update(key, FLOW.pack(row), Update.NOEXIST)
+        except TableFullError:
+            return False
+
     def revive(self, key: bytes, now: float) -> None:
         """The flow's idle time begins again."""
-        row = self._row(key)
+        row = self.row(key)
         if row is not None:
             made = row._replace(client=row.client._replace(seen=int(now)))
             self._flows.update(key, FLOW.pack(made), Update.EXIST)
 
     def bury(self, key: bytes, now: float) -> None:
         """Forget the flow, and remember that its handoff has had its day."""
-        row = self._row(key)
+        row = self.row(key)
         if row is None:
             return
         self._flows.delete(key)
-        name = TombstoneId(*FLOW_ID.unpack(key)[:3], 0, row.client_isn, row.balancer_isn)
+        self.leave_tombstone(key, row.client_isn, row.balancer_isn, now)
+
+    def leave_tombstone(self, key: bytes, client_isn: int, balancer_isn: int, now: float) -> None:
+        """Handoffs of this connection have had their day."""
+        name = TombstoneId(*FLOW_ID.unpack(key)[:3], 0, client_isn, balancer_isn)
         self._tombstones.update(TOMBSTONE.pack(name), int(now).to_bytes(_SINCE_SIZE, "little"))
 
     def __len__(self) -> int:
         """Walks through the whole map."""
         return self._flows.count()
 
-    def _row(self, key: bytes) -> FlowRow | None:
+    def row(self, key: bytes) -> FlowRow | None:
         data = self._flows.lookup(key)
         return None if data is None else FLOW.unpack(data)
 

@@ -20,7 +20,7 @@ class PassedUp:
         self._services = services
         self._flows = flows
         self._waiting = WaitingRoom(flows.openness, limits)
-        self._strangers = Strangers(
+        self.strangers = Strangers(
             limits.strangers,
             limits.resets_per_second,
             self.counters,
@@ -28,7 +28,9 @@ class PassedUp:
         )
 
     def receive(self, packet: Packet, now: float) -> list[Packet]:
-        """A tagged packet, which comes back at once if its flow has been spliced meanwhile."""
+        """A tagged packet, which comes back at once if its flow has been spliced meanwhile, behind those that
+        wait.
+        """
         try:
             came = segment.parse_untrusted(segment.without_padding(packet))
         except WireError as error:
@@ -36,25 +38,26 @@ class PassedUp:
             return []
         service = self._services.get(dscp.index_of(came.tos))
         if service is None:
+            self.counters["unknown_dscp"] += 1
             return []
         key = key_of_client(came)
         match self._flows.openness(key):
             case Openness.SPLICED:
-                return [packet]
+                return [*self._waiting.release(key), packet]
             case Openness.OPENING:
                 if not self._waiting.hold(key, packet, now):
                     self.counters["waiting_full"] += 1
                 return []
             case Openness.UNKNOWN:
                 stranger = service.backend_key(came.source, came.source_port)
-                return self._strangers.meet(stranger, service, came, now)
+                return self.strangers.meet(stranger, service, came, now)
 
     def on_timeout(self, now: float) -> list[Packet]:
-        return self._waiting.due(now) + self._strangers.due(now)
+        return self._waiting.due(now) + self.strangers.due(now)
 
     def next_deadline(self) -> float | None:
-        return earliest(self._waiting.next_deadline(), self._strangers.next_deadline())
+        return earliest(self._waiting.next_deadline(), self.strangers.next_deadline())
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {"strangers": len(self._strangers), "waiting_bytes": self._waiting.bytes}
+        return {"strangers": len(self.strangers), "waiting_bytes": self._waiting.bytes}

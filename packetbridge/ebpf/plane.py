@@ -5,13 +5,15 @@ they do not know or whose backend has not answered; what is sent back into the T
 the TUN has a program too. Python also asks the kernel about idle flows.
 """
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 from common.bpf import keys as bpf_keys
 from common.bpf import residence as residences
-from common.bpf.abi import ENDPOINT, SHARED, Endpoint
+from common.bpf.abi import ENDPOINT, SHARED, Endpoint, PhaseNumber
 from common.bpf.attach import Direction
 from common.bpf.clock import keep_clock, set_clock
 from common.bpf.counts import read_counts
@@ -23,32 +25,43 @@ from common.config import EBPF
 from common.daemon import loop_counters
 from common.dataplane import Feed, PacketLoop
 from common.engine import Engine, Site
+from common.net import host
 from common.net.ownership import Backend, OwnedTable, backend_name
 from common.net.packet_socket import link_header_size
 from common.net.routes import remove_leftovers
 from common.net.sock_diag import SocketQuery
 from common.net.tun import Tun
 from packetbridge.core.service import Limits, Service
-from packetbridge.ebpf import abi
+from packetbridge.ebpf import abi, carried_over
+from packetbridge.ebpf.carried_over import CarriedOver
 from packetbridge.ebpf.flows import MapFlows
 from packetbridge.ebpf.passed_up import PassedUp
 from packetbridge.ebpf.questions import Questions
+from packetbridge.journal import Journal, path_of
 
-_HANDLE = 2
 _DIRECTORY = "bpf"
 _NO_LINK_HEADER = 0
+_OBJECT, _ADOPTING = "packetbridge", "packetbridge_adopt"
 
 
 def start(
-    services: Sequence[Service], backends: Sequence[Backend], limits: Limits, site: Site, owned: ExitStack
+    services: Sequence[Service],
+    backends: Sequence[Backend],
+    limits: Limits,
+    site: Site,
+    owned: ExitStack,
+    *,
+    adopt: bool,
 ) -> Engine:
+    """With ``adopt``, listeners are given connections without a handshake where the kernel can do that."""
     tun = owned.enter_context(closing(Tun()))
     for subject in (site.intake.name, *map(backend_name, backends)):  # who serves these
         owned.enter_context(closing(OwnedTable(subject, "")))
     remove_leftovers()  # a killed packetbridge on the raw plane may have left a rule
+    journal = owned.enter_context(closing(Journal(path_of(site.state_dir, site.intake.address), site.logger)))
     query = owned.enter_context(closing(SocketQuery()))
     directory = owned.enter_context(bpf_directory(site.state_dir / _DIRECTORY))
-    residence = Residence(_plan(services, limits, site, directory), site.logger)
+    residence = _residence(_plan(services, limits, site, directory, adopt=adopt), journal, site.logger)
     owned.callback(residence.leave if site.keep_flows else residence.remove)
     sizes = {interface.index: link_header_size(interface) for interface in site.tapped}
     residence.load(
@@ -67,16 +80,16 @@ def start(
     flows = MapFlows(HashMap(residence.map("flows")), tombstones)
     passed_up = PassedUp(by_index, flows, limits)
     questions = Questions(HashMap(residence.map("questions")), query, by_index, flows, passed_up.counters)
+    carried = CarriedOver(journal, by_index, flows, passed_up.strangers, questions.exists, passed_up.counters)
     loop = PacketLoop(tun, [Feed(tun, lambda *_: None, passed_up.receive)], passed_up, site.logger)
     counters = PerCpuArray(residence.map("counters"))
     sweeper = Sweeper(residence.program("sweep"))
-    residence.publish(
-        [
-            Place(tun.index, Direction.INGRESS, "ingress", _NO_LINK_HEADER),
-            *(Place(index, Direction.INGRESS, "ingress", size) for index, size in sizes.items()),
-            *(Place(index, Direction.EGRESS, "egress", size) for index, size in sizes.items()),
-        ]
-    )
+    probes = carried.restore(time.monotonic(), site.logger)
+    residence.publish(_places(tun, sizes))
+    if not site.keep_flows:
+        owned.callback(carried_over.remove, residence, journal)
+    carried.leave_to_maps()
+    loop.send(probes)
     if residence.is_taken_over:
         site.logger.info("the flows of an earlier run are carried on")
     return Engine(
@@ -92,17 +105,19 @@ def start(
             **passed_up.sizes,
             "map_bytes": residence.memory_bytes(),
         },
-        tasks=(lambda: keep_clock(clock), questions.run, sweeper.run),
+        tasks=(lambda: keep_clock(clock), questions.run, sweeper.run, lambda: carried.run(loop.send)),
         take_keys=lambda: bpf_keys.write(handoff_keys, site.keys.keyring),
     )
 
 
-def remove_left(site: Site) -> None:
+def remove_left(site: Site, journal: Journal) -> None:
     """What an earlier run with this plane left at work, before another plane takes its place."""
-    if residences.remove_left(
-        _pins(site, site.state_dir / _DIRECTORY), (each.index for each in site.tapped), _HANDLE
-    ):
-        site.logger.warning("programs of an earlier run are removed, its flows are lost")
+    pins = _pins(site, site.state_dir / _DIRECTORY)
+    with closing(carried_over.maps_left(pins)) as maps:
+        if residences.remove_left(pins):
+            fate = "carried over" if maps.are_readable else "lost"
+            site.logger.warning("programs of an earlier run are removed, its flows are %s", fate)
+        maps.write_to(journal)
 
 
 def write_services(services: Sequence[Service], rows: ArrayMap, backends: HashMap) -> None:
@@ -121,14 +136,38 @@ def write_services(services: Sequence[Service], rows: ArrayMap, backends: HashMa
         backends.update(ENDPOINT.pack(Endpoint(service.backend, port)), index)
 
 
-def _plan(services: Sequence[Service], limits: Limits, site: Site, directory: Path) -> Plan:
+def _places(tun: Tun, sizes: Mapping[int, int]) -> list[Place]:
+    """``sizes`` of link headers, by interface."""
+    return [
+        Place(tun.index, Direction.INGRESS, "ingress", _NO_LINK_HEADER),
+        *(Place(index, Direction.INGRESS, "ingress", size) for index, size in sizes.items()),
+        *(Place(index, Direction.EGRESS, "egress", size) for index, size in sizes.items()),
+    ]
+
+
+def _residence(plan: Plan, journal: Journal, logger: logging.Logger) -> Residence:
+    """Flows of an earlier run go into the journal if its maps cannot be used as they are."""
+    with closing(carried_over.maps_left(plan.pins)) as maps:
+        residence = Residence(plan, logger)
+        if not residence.is_taken_over:
+            maps.write_to(journal)
+    return residence
+
+
+def _plan(services: Sequence[Service], limits: Limits, site: Site, directory: Path, *, adopt: bool) -> Plan:
     entries = {"flows": limits.flows}
     return Plan(
-        object_name="packetbridge",
-        identity=identity(sorted(services), entries, layouts=(*SHARED, *abi.STRUCTS)),
+        object_name=_OBJECT,
+        identity=identity(
+            sorted(services),
+            entries,
+            layouts=(*SHARED, *abi.STRUCTS),
+            numbers=(PhaseNumber, abi.StateNumber, abi.Counter),
+        ),
+        layout=carried_over.LAYOUT,
         pins=_pins(site, directory),
-        handle=_HANDLE,
         max_entries=entries,
+        better_object=_ADOPTING if adopt and host.has_syn_cookies() else None,
     )
 
 

@@ -9,6 +9,7 @@ from common.bpf.maps import HashMap
 from common.counters import Counters
 from common.net.errors import HostError
 from common.net.sock_diag import SocketQuery
+from common.wire.segment import FlowKey
 from packetbridge.core.service import Service
 from packetbridge.ebpf.flows import MapFlows, backend_key, index_of
 
@@ -41,14 +42,14 @@ class Questions:
         for key, _ in list(self._questions.items()):
             self._questions.delete(key)
             service = self._services.get(index_of(key))
-            if service is None or not self._exists(backend_key(service, key)):
+            if service is None or not self.exists(backend_key(service, key)):
                 self._counters["socket_gone"] += 1
                 self._flows.bury(key, now)
             else:
                 self._counters["socket_exists"] += 1
                 self._flows.revive(key, now)
 
-    def _exists(self, key: bytes) -> bool:
+    def exists(self, key: FlowKey) -> bool:
         """An idle flow of which the kernel says nothing is kept: it is asked again later."""
         try:
             return self._query.exists(key)

@@ -70,11 +70,18 @@ class WaitingRoom:
                 guest.pause = min(2 * guest.pause, _LONGEST_PAUSE)
                 guest.next_look = now + guest.pause
                 continue
-            del self._guests[key]
-            self.bytes -= guest.size
+            held = self.release(key)
             if openness is Openness.SPLICED:
-                packets += _in_order(guest.packets)
+                packets += held
         return packets
+
+    def release(self, key: bytes) -> list[Packet]:
+        """Whatever is kept of a flow, in the client's order; it is kept no longer."""
+        guest = self._guests.pop(key, None)
+        if guest is None:
+            return []
+        self.bytes -= guest.size
+        return _in_order(guest.packets)
 
     def next_deadline(self) -> float | None:
         return min((guest.next_look for guest in self._guests.values()), default=None)

@@ -1,9 +1,11 @@
 """What a node's kernel and its packetbridge say to each other, as the kernel's TCP gets and sends it.
 
 The packetbridge's programs change packets behind the place at which a capture sees them come. So nftables
-tells: at the input hook what is delivered, at the output hook what is sent. tcpdump writes it down.
+tells: at the input hook what is delivered, at the output hook what is sent. tcpdump writes it down; it cannot
+know whether it is late, so the rules count as well.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,11 @@ from scapy.packet import Packet
 from scapy.utils import RawPcapReader
 
 from lab import Host, Lab
+from tests.lab.sockets import await_that
 
+TABLE = "backend_leg"
 GROUP = 80
+COUNTED = re.compile(r"counter packets (\d+) ")
 HEADERS_ONLY = 120
 _HEADER_SIZE = 4
 _PAYLOAD = 9  # NFULA_PAYLOAD
@@ -28,9 +33,9 @@ def backend_leg(lab: Lab, node: Host) -> Iterator[list[Packet]]:
     """
     found: list[Packet] = []
     backend = lab.topology.node(node.name).backend
-    log = f"log group {GROUP} snaplen {HEADERS_ONLY} queue-threshold 1"
+    log = f"counter log group {GROUP} snaplen {HEADERS_ONLY} queue-threshold 1"
     lines = [
-        "table ip backend_leg {",
+        f"table ip {TABLE} {{",
         "chain input {",
         f"type filter hook input priority {_BEHIND_ALL};",
         f"ip daddr {backend} {log}",
@@ -45,8 +50,10 @@ def backend_leg(lab: Lab, node: Host) -> Iterator[list[Packet]]:
     try:
         with node.capture(f"nflog:{GROUP}") as path:
             yield found
+            told = sum(map(int, COUNTED.findall(node.run(["nft", "list", "table", "ip", TABLE]).stdout)))
+            await_that(lambda: len(list(_packets(path))) >= told)
     finally:
-        node.run(["nft", "delete", "table", "ip", "backend_leg"])
+        node.run(["nft", "delete", "table", "ip", TABLE])
     found += _packets(path)
 
 

@@ -76,6 +76,17 @@ def running_lab(engine: str) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
+def spliced_lab(engine: str) -> Iterator[Lab]:
+    """A running lab in which every backend leg has a handshake of its own, whatever the kernel can do."""
+    with Lab(engine=engine) as fresh:
+        for node in fresh.topology.nodes:
+            fresh.start_packetbridge(node.name, "--adopt=off")
+        fresh.start_balancer()
+        yield fresh
+        check_for_bugs(fresh)
+
+
+@pytest.fixture(scope="module")
 def ghost_lab(running_lab: Lab) -> Iterator[Lab]:
     """A running lab in which clients may be crafted."""
     with ghost(running_lab):

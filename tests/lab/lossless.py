@@ -24,10 +24,10 @@ def repairs(lab: Lab, transfer: Callable[[], None]) -> dict[str, int]:
     """
     with _without_loss_probes(lab):
         for _ in range(ATTEMPTS):
-            overflows, before = _overflows(), lab.counters()
+            overflowed, before = overflows(), lab.counters()
             transfer()
             changes = lab.counters_since(before)
-            if _overflows() == overflows:
+            if overflows() == overflowed:
                 return _repairs(changes)
     raise LabError("the machine's receive queues overflow all the time")
 
@@ -50,7 +50,7 @@ def _without_loss_probes(lab: Lab) -> Iterator[None]:
         host.sysctl("net.ipv4.tcp_early_retrans", 3)
 
 
-def _overflows() -> int:
+def overflows() -> int:
     """Packets that found a receive queue full, in all namespaces since the machine started."""
     lines = Path("/proc/net/softnet_stat").read_text().splitlines()
     return sum(int(line.split()[DROPPED_COLUMN], 16) for line in lines)

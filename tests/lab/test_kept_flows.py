@@ -5,6 +5,7 @@ All daemons are told to keep flows, so one that is stopped leaves as much as one
 
 import hashlib
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,7 +134,7 @@ def test_a_handshake_with_the_last_balancer_is_good_for_the_next_one(kept_lab: L
 def test_nothing_is_lost_while_programs_are_replaced(kept_lab: Lab) -> None:
     """A download and an upload take longer than the restarts of the daemons through which they go."""
     client, content = kept_lab.client, kept_lab.content
-    slowly = ["curl", "-sS", "--fail", "--limit-rate", "25M", "--max-time", "40"]
+    slowly = ["curl", "-sS", "--fail", "--limit-rate", "8M", "--max-time", "60"]
     downloaded, echoed = (client.directory / name for name in ("slow_download", "slow_echo"))
     upload = ["--data-binary", f"@{content.path('100m')}", "-o", str(echoed), f"{VIP}/echo"]
 
@@ -148,7 +149,7 @@ def test_nothing_is_lost_while_programs_are_replaced(kept_lab: Lab) -> None:
             with Daemon(kept_lab, program, target).away("stopped"):
                 pass
         assert [transfer.running for transfer in transfers] == [True, True]
-        assert [transfer.wait(40) for transfer in transfers] == [0, 0]
+        assert [transfer.wait(60) for transfer in transfers] == [0, 0]
 
     assert repairs(kept_lab, transfer) == {}
     for path in (downloaded, echoed):
@@ -158,8 +159,17 @@ def test_nothing_is_lost_while_programs_are_replaced(kept_lab: Lab) -> None:
 # --- what is not carried on
 
 
+def assert_is_carried_over(client: socket.socket, program: str, target: str, *, can_be: bool = True) -> None:
+    """By the journal, which a packetbridge has; a balancer's connections are reset."""
+    if program == "packetbridge" and can_be:
+        assert ask(client, target).status == 200
+        return
+    with pytest.raises(ConnectionResetError):
+        ask(client, target)
+
+
 @either
-def test_a_daemon_that_is_not_to_keep_flows_ends_them(kept_lab: Lab, program: str) -> None:
+def test_a_daemon_that_is_not_to_keep_flows_takes_its_maps_away(kept_lab: Lab, program: str) -> None:
     """Whether the one before was or not."""
     daemon = Daemon(kept_lab, program, "/ended")
     with connection(kept_lab) as client:
@@ -170,8 +180,7 @@ def test_a_daemon_that_is_not_to_keep_flows_ends_them(kept_lab: Lab, program: st
         assert ask(client, "/ended").status == 200
         assert successor.stop() == 0
         assert TAKEN_OVER not in daemon.start(KEEP).read_log()
-        with pytest.raises(ConnectionResetError):
-            ask(client, "/ended")
+        assert_is_carried_over(client, program, "/ended")
     assert_all_is_well(kept_lab)
 
 
@@ -179,8 +188,8 @@ def change_nothing(_daemon: Daemon) -> None:
     pass
 
 
-def change_version(daemon: Daemon) -> None:
-    """What tells the version is another one's; nothing else is different."""
+def change_layout(daemon: Daemon) -> None:
+    """What tells the layout is another version's; nothing else is different."""
     (path,) = (path for path in pins(daemon.host) if path.name == "meta")
     descriptor = PinDirectory(path.parent).get_map(path.name)
     assert descriptor is not None
@@ -192,13 +201,13 @@ def change_version(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "options"),
-    [(change_version, []), (change_nothing, ["--max-flows=4321"])],
+    ("change", "options", "can_be_read"),
+    [(change_layout, [], False), (change_nothing, ["--max-flows=4321"], True)],
     ids=["another_version", "other_options"],
 )
 @either
 def test_maps_of_another_kind_are_removed_and_that_is_said(
-    kept_lab: Lab, program: str, change: Callable[[Daemon], None], options: list[str]
+    kept_lab: Lab, program: str, change: Callable[[Daemon], None], options: list[str], can_be_read: bool
 ) -> None:
     daemon = Daemon(kept_lab, program, "/another")
     with connection(kept_lab) as client:
@@ -208,8 +217,7 @@ def test_maps_of_another_kind_are_removed_and_that_is_said(
         successor = daemon.start(KEEP, *options)
         assert successor.read_log().count(REMOVED) == 1
         assert TAKEN_OVER not in successor.read_log()
-        with pytest.raises(ConnectionResetError):
-            ask(client, "/another")
+        assert_is_carried_over(client, program, "/another", can_be=can_be_read)
     assert_all_is_well(kept_lab)
     assert successor.stop() == 0
     daemon.start(KEEP)

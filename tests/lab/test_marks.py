@@ -20,6 +20,12 @@ VIP_INDEX = 1
 ECN_BITS = {"not-ect": 0, "ect1": 1, "ect0": 2, "ce": 3}
 
 
+@pytest.fixture(scope="module")
+def running_lab(spliced_lab: Lab) -> Lab:
+    """What is seen of the backend's handshake is compared with the client's."""
+    return spliced_lab
+
+
 @contextmanager
 def marked(host: Host, condition: str, ecn: str, dscp: str) -> Iterator[None]:
     """All matching IPv4 packets that the host sends have these marks."""

@@ -32,6 +32,12 @@ ALL = frozenset(SYSCTLS)
 CHOICES = [frozenset(chosen) for size in range(4) for chosen in itertools.combinations(sorted(SYSCTLS), size)]
 
 
+@pytest.fixture(scope="module")
+def running_lab(spliced_lab: Lab) -> Lab:
+    """What is seen of the backend's handshake is compared with the client's."""
+    return spliced_lab
+
+
 def name_of(chosen: frozenset[str]) -> str:
     return "+".join(sorted(chosen)) or "none"
 

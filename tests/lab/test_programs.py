@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.engine("ebpf", reason="on the raw data plane every packet goes through Python"),
 ]
 
-PASSED_UP = ("passed_up", "no_route", "early", "strangers")
+PASSED_UP = ("passed_up", "no_route", "early", "strangers_passed_up")
 
 
 def python_saw(lab: Lab) -> dict[str, object]:

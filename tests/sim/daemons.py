@@ -120,7 +120,8 @@ class Packetbridge(Daemon):
         """After a start, what the one before had written down."""
         for key, record in journal.items():
             self._send(self.core.restore(record, self.timeline.now, self._exists(key)))
-        self.journal = {key: record for key, record in journal.items() if self._exists(key)}
+        self.journal = dict(journal)
+        self._keep_journal()
         self._rearm()
 
     def _keep_journal(self) -> None:

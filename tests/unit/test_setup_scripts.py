@@ -145,7 +145,7 @@ def entries() -> list[tuple[str, str]]:
 
 
 def test_package_list_names_each_package_once_in_a_known_group() -> None:
-    assert {group for _, group in entries()} == {"run", "build", "check", "lab"}
+    assert {group for _, group in entries()} == {"run", "build", "check", "lab", "linux61"}
     assert [
         package for package, count in Counter(package for package, _ in entries()).items() if count > 1
     ] == []
@@ -187,6 +187,13 @@ def test_group_of_packages_leaves_the_other_groups_alone(fakes: Path) -> None:
         path=fakes,
         environ={"ABSENT": "wrk curl nginx-light"},
     )
+
+
+def test_emulator_is_installed_only_where_its_group_is_named(fakes: Path) -> None:
+    absent = {"ABSENT": "qemu-system-x86"}
+    run(SETUP / "packages", path=fakes, environ=absent)
+    done = run(SETUP / "packages", "linux61", path=fakes, environ=absent, expect=1)
+    assert "not installed: qemu-system-x86." in done.stderr
 
 
 @pytest.mark.root

@@ -119,6 +119,8 @@ static __noinline int backend_event(struct __sk_buff *skb, struct passage *p)
     count(COUNT_BACKEND_SEGMENT);
     if (flow->state == STATE_OPENING)
         return reset_and_retry(skb, p);
+    if (flow->state == STATE_ADOPTING)
+        flow->state = STATE_ADOPTED;
     observe(&flow->backend, was);
     return forward_to_client(skb, p);
 }
@@ -129,7 +131,7 @@ static __always_inline int from_backend(struct __sk_buff *skb, struct passage *p
     struct frame *was = p->was;
     struct activity *backend = &p->flow->backend;
 
-    if (p->flow->state != STATE_OPENING && backend->phase == PHASE_OPEN && is_plain(was)) {
+    if (p->flow->state > STATE_ADOPTING && backend->phase == PHASE_OPEN && is_plain(was)) {
         activity_advance(backend, bpf_ntohl(was->tcp.seq), was->payload, now_seconds());
         return forward_to_client(skb, p);
     }

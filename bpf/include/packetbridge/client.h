@@ -10,6 +10,8 @@
 #include "activity.h"
 #include "limit.h"
 #include "packetbridge/admission.h"
+#include "packetbridge/adoption.h"
+#include "packetbridge/first_segment.h"
 #include "packetbridge/flows.h"
 #include "packetbridge/forward.h"
 #include "packetbridge/intake.h"
@@ -67,7 +69,8 @@ static __always_inline int stranger(void)
     return to_python();
 }
 
-/* The segment waits with Python, which writes it to its TUN when the backend has answered. */
+/* The segment waits with Python, which writes it to its TUN when the backend has answered. It does so at once
+ * where a listener adopts: there the first payload is on its way, on another CPU perhaps. */
 static __always_inline int early_segment(struct passage *p)
 {
     observe(&p->flow->client, p->was);
@@ -92,7 +95,11 @@ static __noinline int client_segment_event(struct __sk_buff *skb, struct passage
     count(COUNT_CLIENT_SEGMENT);
     if (!p->flow)
         return stranger();
-    return p->flow->state == STATE_OPENING ? early_segment(p) : spliced_segment(skb, p);
+    if (p->flow->state == STATE_OPENING)
+        return early_segment(p);
+    if (p->flow->state == STATE_ADOPTING && is_unadopted(skb, p))
+        return has_waited(skb) ? drop(COUNT_UNADOPTED) : early_segment(p);
+    return spliced_segment(skb, p);
 }
 
 /* A handoff of a connection that has ended and of which nothing is known: the server gets nothing. A client
@@ -107,51 +114,6 @@ static __noinline int refuse_replay(struct __sk_buff *skb, struct passage *p, co
     return become(skb, p, to_routing());
 }
 
-/* Makes of the handoff, in `is`, the segment that it was made from, its payload left out. */
-static __always_inline void make_first_again(struct passage *p, const struct handoff *offered)
-{
-    struct frame *was = p->was, *is = p->is;
-    int scale = offered->window_scale == NO_SCALE ? 0 : offered->window_scale;
-    __u32 options_size = 0;
-
-    is->ip = was->ip;
-    is->tcp = (struct tcphdr){
-        .source = was->tcp.source,
-        .seq = bpf_htonl(offered->seq + 1),
-        .ack_seq = bpf_htonl(offered->ack + 1),
-        .window = bpf_htons(offered->window >> (scale & 15)),
-    };
-    frame_set_flags(is, first_flags(offered));
-    if (offered->options & OPTION_TIMESTAMPS)
-        options_size = options_emit_stamps(is, offered->value, offered->echo);
-    frame_set_sizes(is, TCP_SIZE + options_size, was->payload);
-}
-
-/* The first payload of a spliced flow again: the packet becomes the segment, its payload moved. */
-static __noinline int forward_first_again(struct __sk_buff *skb, struct passage *p,
-                                          const struct handoff *offered)
-{
-    __u8 *payload = p->scratch->stash.payload;
-    __u64 size;
-
-    count(COUNT_SAME_HANDOFF);
-    observe_first(&p->flow->client, p, offered);
-    make_first_again(p, offered);
-    translate_to_backend(p);
-    if (p->flow->state == STATE_ECHOING)
-        raise_echo(p->is, p->flow->floor);
-    ip_update(&p->was->ip, &p->is->ip);
-    if (bound_size(p->was->payload, &size))
-        return drop(COUNT_BAD_HANDOFF_PAYLOAD);
-    if (bpf_skb_load_bytes(skb, TCP_AT + HANDOFF_HEADER_SIZE, payload, size))
-        return drop(COUNT_TRUNCATED);
-    if (packet_become(skb, p->was, p->is, 0))
-        return drop(COUNT_UNWRITTEN);
-    if (bpf_skb_store_bytes(skb, TCP_AT + p->is->tcp_size, payload, size, 0))
-        return drop(COUNT_UNWRITTEN);
-    return TC_ACT_UNSPEC;
-}
-
 static __noinline int handoff_event(struct __sk_buff *skb, struct passage *p)
 {
     struct admitted *admitted = &p->scratch->admitted;
@@ -164,6 +126,8 @@ static __noinline int handoff_event(struct __sk_buff *skb, struct passage *p)
     if (flow && flow->client_isn == offered->seq && flow->balancer_isn == offered->ack) {
         if (flow->state == STATE_OPENING)
             return open_again(skb, p, offered);
+        if (flow->state == STATE_ADOPTING)
+            return adopt_again(skb, p, offered);
         return forward_first_again(skb, p, offered);
     }
     if (is_buried(&p->id, offered->seq, offered->ack)) {
@@ -172,7 +136,7 @@ static __noinline int handoff_event(struct __sk_buff *skb, struct passage *p)
     }
     if (flow && seq_lt(admitted->time, flow->time))
         return drop(COUNT_OLDER_HANDOFF);
-    return open_flow(skb, p, admitted);
+    return begin_flow(skb, p, admitted);
 }
 
 /* A tagged TCP packet to the bridge address and a service's port, its headers being in `p->was`. */
@@ -188,7 +152,7 @@ static __always_inline int from_client(struct __sk_buff *skb, struct passage *p)
     };
     flow = bpf_map_lookup_elem(&flows, &p->id);
     p->flow = flow;
-    if (flow && flow->state == STATE_ESTABLISHED && flow->client.phase == PHASE_OPEN && is_plain(was)) {
+    if (flow && flow->state >= STATE_ESTABLISHED && flow->client.phase == PHASE_OPEN && is_plain(was)) {
         activity_advance(&flow->client, bpf_ntohl(was->tcp.seq), was->payload, now_seconds());
         return forward_to_backend(skb, p);
     }

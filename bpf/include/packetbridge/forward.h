@@ -15,6 +15,12 @@
 #include "seq.h"
 #include "tcp_options.h"
 
+/* Whether both legs have the same numbers. */
+static __always_inline int is_adopted(const struct bridge_flow *flow)
+{
+    return flow->state == STATE_ADOPTED || flow->state == STATE_ADOPTING;
+}
+
 /* Makes of `is`, the client's segment as it came, the one that the backend is to see. */
 static __always_inline void translate_to_backend(struct passage *p)
 {
@@ -23,15 +29,28 @@ static __always_inline void translate_to_backend(struct passage *p)
     is->ip.daddr = p->service->backend;
     is->ip.tos &= ECN_MASK;
     is->tcp.dest = p->service->backend_port;
+    if (is_adopted(p->flow))
+        return;
     rewrite_numbers(is, 0, -p->flow->seq_delta, 0, -p->flow->value_delta, p->flow->client_shift);
 }
 
 /* To the local stack. The first payload goes there through this CPU's backlog (splice.h), and what the
  * client sends behind it follows the same way, until an answer shows that it has arrived: so nothing
- * overtakes it. */
+ * overtakes it. What a listener adopts is there at once. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct passage *p)
 {
+    if (is_adopted(p->flow))
+        return TC_ACT_UNSPEC;
     return bpf_ntohl(p->was->tcp.ack_seq) == p->flow->balancer_isn + 1 ? to_stack(skb) : TC_ACT_UNSPEC;
+}
+
+/* Puts `is`, the packet with other addresses and numbers, into the packet. 0, or a negative error. */
+static __always_inline int commit(struct __sk_buff *skb, struct passage *p)
+{
+    ip_update(&p->was->ip, &p->is->ip);
+    if (is_adopted(p->flow) && p->service->vip_port == p->service->backend_port)
+        return frame_commit_ip(skb, p->was, p->is);
+    return frame_commit(skb, p->was, p->is, 0);
 }
 
 /* The packet goes on to the local stack. */
@@ -39,8 +58,7 @@ static __noinline int forward_to_backend(struct __sk_buff *skb, struct passage *
 {
     *p->is = *p->was;
     translate_to_backend(p);
-    ip_update(&p->was->ip, &p->is->ip);
-    return frame_commit(skb, p->was, p->is, 0) ? drop(COUNT_UNWRITTEN) : deliver(skb, p);
+    return commit(skb, p) ? drop(COUNT_UNWRITTEN) : deliver(skb, p);
 }
 
 /* The client still echoes the balancer; the backend is told the oldest TSval of its own instead, and always
@@ -55,8 +73,7 @@ static __noinline int forward_with_known_echo(struct __sk_buff *skb, struct pass
     at = options_stamps(p->is, &value, &echo);
     if (at && (is_floor || seq_lt(echo, p->flow->floor)))
         set_echo(p->is, at, p->flow->floor);
-    ip_update(&p->was->ip, &p->is->ip);
-    return frame_commit(skb, p->was, p->is, 0) ? drop(COUNT_UNWRITTEN) : deliver(skb, p);
+    return commit(skb, p) ? drop(COUNT_UNWRITTEN) : deliver(skb, p);
 }
 
 /* The packet goes on to the client. */
@@ -68,9 +85,9 @@ static __noinline int forward_to_client(struct __sk_buff *skb, struct passage *p
     is->ip.saddr = p->service->vip;
     is->ip.tos &= ECN_MASK;
     is->tcp.source = p->service->vip_port;
-    rewrite_numbers(is, p->flow->seq_delta, 0, p->flow->value_delta, 0, p->flow->backend_shift);
-    ip_update(&p->was->ip, &is->ip);
-    return frame_commit(skb, p->was, is, 0) ? drop(COUNT_UNWRITTEN) : TC_ACT_UNSPEC;
+    if (!is_adopted(p->flow))
+        rewrite_numbers(is, p->flow->seq_delta, 0, p->flow->value_delta, 0, p->flow->backend_shift);
+    return commit(skb, p) ? drop(COUNT_UNWRITTEN) : TC_ACT_UNSPEC;
 }
 
 /* Takes note of the segment, which the end sent. */

@@ -15,21 +15,10 @@
 #include "checksum.h"
 #include "clock.h"
 #include "packetbridge/admission.h"
+#include "packetbridge/first_segment.h"
 #include "packetbridge/flows.h"
 #include "packetbridge/passage.h"
 #include "packetbridge/segments.h"
-
-/* Flags of the segment that the handoff was made from. */
-static __always_inline __u8 first_flags(const struct handoff *offered)
-{
-    return FLAG_ACK | FLAG_PSH | (offered->fin ? FLAG_FIN : 0);
-}
-
-static __always_inline void observe_first(struct activity *client, const struct passage *p,
-                                          const struct handoff *offered)
-{
-    activity_observe(client, offered->seq + 1, first_flags(offered), p->was->payload, now_seconds());
-}
 
 /* Takes the handoff's payload, and what belongs to it, into `kept`. 0, or the counter of the reason against
  * it. Nobody behind us can verify the payload, so that is done here. */
@@ -49,7 +38,7 @@ static __noinline int keep_payload(struct __sk_buff *skb, const struct passage *
         return COUNT_BAD_CHECKSUM;
     kept->head.sum = sum;
     kept->head.size = size;
-    kept->head.waiting_value = offered->value;
+    kept->head.waiting_value = offered->options & OPTION_TIMESTAMPS ? offered->value : kept->head.value;
     kept->head.waiting_window = offered->window;
     kept->head.identification = was->ip.id;
     kept->head.fragment = was->ip.frag_off;
@@ -74,9 +63,9 @@ static __always_inline void fill_head(struct stash_head *head, const struct hand
     };
 }
 
-/* Puts flow and stash into the maps, in the place of `p->flow` if there is one, whose connection is buried.
- * 0, or the counter of the reason against it. */
-static __always_inline int flow_begin(struct passage *p, const struct admitted *admitted)
+/* Puts the flow, made in scratch, into the map, in the place of `p->flow` if there is one, whose connection
+ * is buried. 0, or the counter of the reason against it. */
+static __always_inline int flow_begin(struct passage *p, const struct admitted *admitted, enum state state)
 {
     const struct handoff *offered = &admitted->handoff;
     struct bridge_flow *made = &p->scratch->flow;
@@ -88,10 +77,11 @@ static __always_inline int flow_begin(struct passage *p, const struct admitted *
         .client_isn = offered->seq,
         .balancer_isn = offered->ack,
         .time = admitted->time,
-        .state = STATE_OPENING,
+        .state = state,
+        .attempts = state == STATE_ADOPTING,
     };
     activity_begin(&made->client, offered->seq + 1, now_seconds());
-    activity_begin(&made->backend, 0, now_seconds());
+    activity_begin(&made->backend, state == STATE_ADOPTING ? offered->ack + 1 : 0, now_seconds());
     observe_first(&made->client, p, offered);
     error = bpf_map_update_elem(&flows, &p->id, made, p->flow ? BPF_EXIST : BPF_NOEXIST);
     if (error == -EEXIST)
@@ -104,8 +94,18 @@ static __always_inline int flow_begin(struct passage *p, const struct admitted *
         bury(&p->id, replaced_client, replaced_balancer);
     else
         count(COUNT_FLOWS_ADDED);
+    return 0;
+}
+
+/* The same for a flow that waits for its backend, with what is stashed in scratch. */
+static __always_inline int opening_begin(struct passage *p, const struct admitted *admitted)
+{
+    int reason = flow_begin(p, admitted, STATE_OPENING);
+
+    if (reason)
+        return reason;
     if (bpf_map_update_elem(&stash, &p->id, &p->scratch->stash, BPF_ANY)) {
-        flow_forget(&p->id, made);
+        flow_forget(&p->id, &p->scratch->flow);
         return COUNT_WAITING_FULL;
     }
     return 0;
@@ -123,7 +123,7 @@ static __always_inline int open_flow(struct __sk_buff *skb, struct passage *p,
     fill_head(&kept->head, offered, p->flow);
     reason = keep_payload(skb, p, kept, offered);
     if (!reason)
-        reason = flow_begin(p, admitted);
+        reason = opening_begin(p, admitted);
     if (reason)
         return drop(reason);
     count(p->flow ? COUNT_NEWER_HANDOFF : COUNT_HANDOFF);

@@ -1,5 +1,5 @@
-/* Flows that are idle: which end, and which the kernel is asked about (packetbridge/core/engine.py). Those that
- * both sides have closed end at once where there is no room for a new one. */
+/* Flows that are idle: which end, and which the kernel is asked about (packetbridge/core/engine.py). Those
+ * that both sides have closed end at once where there is no room for a new one. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -24,7 +24,7 @@ static __always_inline int is_idle(const struct bridge_flow *flow, __u32 now)
     __u32 backend_idle = idle_seconds[flow->backend.phase & 3];
     __u32 seen = seq_gt(flow->client.seen, flow->backend.seen) ? flow->client.seen : flow->backend.seen;
 
-    if (flow->state == STATE_OPENING)
+    if (flow->state <= STATE_ADOPTING)
         return seq_distance(flow->client.seen, now) >= OPENING_IDLE_SECONDS;
     return seq_distance(seen, now) >= (__s32)(client_idle < backend_idle ? client_idle : backend_idle);
 }
@@ -43,7 +43,7 @@ static long sweep_flow(void *map, struct flow_id *key, struct bridge_flow *flow,
         sweep->result.flows++;
         return 0;
     }
-    if (flow->state == STATE_OPENING) {
+    if (flow->state <= STATE_ADOPTING) {
         flow_forget(&id, flow);
     } else if (is_closed(flow)) {
         flow_end(&id, flow);

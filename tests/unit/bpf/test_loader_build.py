@@ -23,6 +23,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(build, "SOURCES", tmp_path / "bpf")
     monkeypatch.setattr(build, "INCLUDE", include)
     monkeypatch.setattr(build, "BUILT", tmp_path / "built")
+    monkeypatch.setattr(build, "VARIANTS", ())
     return tmp_path
 
 

@@ -94,6 +94,27 @@ def test_the_slots_that_an_earlier_run_freed_are_used_again(path: Path, journal:
     assert read_by_the_next(path) == [THREE]
 
 
+def test_what_is_noted_before_it_is_read_costs_no_flow_of_the_last_run(path: Path, journal: Journal) -> None:
+    journal.note([Opened(ONE), Opened(TWO)])
+    journal.close()
+    second = Journal(path, LOGGER)
+    second.note([Opened(THREE)])
+    assert second.read() == second.read() == [ONE, TWO, THREE]
+    second.erase(ONE.key)
+    second.note([Opened(a_flow(40004)), Opened(a_flow(40005))])
+    second.close()
+    assert path.stat().st_size == 4 * SLOT_SIZE
+
+
+def test_a_journal_that_is_cleared_is_empty_and_goes_on(path: Path, journal: Journal) -> None:
+    journal.note([Opened(ONE), Opened(TWO), Ended(ONE.key)])
+    journal.clear()
+    assert journal.read() == []
+    journal.note([Opened(THREE), Opened(ONE)])
+    journal.close()
+    assert read_by_the_next(path) == [THREE, ONE]
+
+
 def test_the_end_of_an_unknown_flow_changes_nothing(path: Path, journal: Journal) -> None:
     journal.note([Opened(ONE), Ended(TWO.key)])
     journal.close()

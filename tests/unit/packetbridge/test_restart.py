@@ -165,6 +165,18 @@ def test_flow_whose_socket_is_gone_is_probed_and_its_client_reset_when_it_answer
     assert scene.counters["replayed_handoff"] == 1
 
 
+def test_flow_whose_socket_is_gone_stays_in_the_journal_until_the_last_probe() -> None:
+    killed = Scene()
+    killed.settle()
+    (saved,) = killed.spliced()
+    scene = Scene()
+    scene.core.restore(saved, scene.now, socket_exists=False)
+    visited(scene, exists=False)
+    assert scene.core.journal == []
+    visited(scene, exists=False)
+    assert scene.core.journal == [Ended(BACKEND_KEY)]
+
+
 def test_restored_flow_whose_socket_dies_soon_after_is_lost_too() -> None:
     """The client's RST to the backend's own address was on its way while the kernel was asked."""
     killed = Scene()
