@@ -70,7 +70,7 @@ test-kernel-6.1: ## demo and conformance suite on eBPF under Debian's Linux 6.1,
 	@tests/kernel61/run bash -ec '$(VENV)/python -m lab.demo --engine ebpf; \
 		$(VENV)/python -m pytest -p no:cacheprovider tests/conformance'
 
-check: ## ruff, mypy, shellcheck, import rules, generated files
+check: ## ruff, mypy, shellcheck, import rules, generated files, structs of C and Python
 	$(set_up_unprivileged)
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
@@ -78,7 +78,7 @@ check: ## ruff, mypy, shellcheck, import rules, generated files
 	shellcheck $(SCRIPTS)
 	$(VENV)/python -m docs.generate --check
 	$(VENV)/python -m bpf.generate --check
-	$(VENV)/python -m pytest -p no:cacheprovider -q tests/unit/test_imports.py
+	$(VENV)/python -m pytest -p no:cacheprovider -q tests/unit/test_imports.py tests/unit/bpf/test_abi.py
 
 bench: ## measures the balancer against direct connections, side by side (root)
 	$(need_root)

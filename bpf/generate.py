@@ -29,6 +29,7 @@ def shared_header() -> str:
         "NO_SCALE": abi.NO_SCALE,
         "OPTION_SACK": abi.OPTION_SACK,
         "OPTION_TIMESTAMPS": abi.OPTION_TIMESTAMPS,
+        "WENT_ROUND": abi.WENT_ROUND,
         "MAX_SERVICES": abi.MAX_SERVICES,
         "MAGLEV_SIZE": abi.MAGLEV_SIZE,
         "REACH": activity.REACH,

@@ -60,6 +60,9 @@ static __always_inline int tcp_from_balancer(struct __sk_buff *skb, const struct
     error = passage_begin(skb, &p);
     if (error)
         return drop_unreadable(error);
+    p.went_round = skb->mark == WENT_ROUND;
+    if (p.went_round)
+        skb->mark = 0;
     if (is_known)
         return from_client(skb, &p);
     if (!ip_checksum_holds(ip))

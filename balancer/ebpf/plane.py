@@ -7,6 +7,7 @@ packet which of both sees it.
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -22,14 +23,13 @@ from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifi
 from common import keyring
 from common.bpf import keys as bpf_keys
 from common.bpf import residence as residences
-from common.bpf import sweep
 from common.bpf.abi import ENDPOINT, SHARED, Endpoint, PhaseNumber
 from common.bpf.attach import Direction
-from common.bpf.clock import keep_clock, set_clock
 from common.bpf.counts import read_counts
 from common.bpf.maps import ArrayMap, HashMap, MapOfMaps, PerCpuArray, create_array
 from common.bpf.mounting import bpf_directory
 from common.bpf.residence import Place, Plan, Residence, identity
+from common.bpf.upkeep import Upkeep
 from common.config import EBPF
 from common.daemon import loop_counters
 from common.dataplane import Feed, PacketLoop, wall_clock
@@ -93,41 +93,19 @@ def start(service: Service, node_mtu: int, limits: Limits, site: Site, owned: Ex
     residence = Residence(_plan(service, limits, directory), site.logger)
     owned.callback(residence.leave if site.keep_flows else residence.remove)
     sizes = {interface.index: link_header_size(interface) for interface in site.tapped}
-    cookie_low, cookie_high = bpf_keys.halves(residence.secret)
-    residence.load(
-        {
-            "tun_ifindex": tun.index,
-            "cookie_key_low": cookie_low,
-            "cookie_key_high": cookie_high,
-            "claims_per_second": CLAIMS_PER_SECOND,
-            "resets_per_second": int(limits.resets_per_second),
-        },
-        sizes.values(),
-    )
-
-    def hash_map(name: str) -> HashMap:
-        return HashMap(residence.map(name))
-
-    clock = ArrayMap(residence.map("clock"))
-    handoff_keys = hash_map("handoff_keys")
-    set_clock(clock)
-    bpf_keys.write(handoff_keys, site.keys.keyring)
-    routes = NodeRoutes(hash_map("routes"), [IPv4Address(node.address) for node in service.nodes.values()])
+    residence.load(_constants(residence.secret, tun, limits), sizes.values())
+    upkeep = Upkeep(residence, site.keys)
+    nodes = [IPv4Address(node.address) for node in service.nodes.values()]
+    routes = NodeRoutes(HashMap(residence.map("routes")), nodes)
     publish_table(MapOfMaps(residence.map("tables")), service)
-    endpoint = ENDPOINT.pack(Endpoint(service.vip, service.port.to_bytes(2, "big")))
-    hash_map("services").update(endpoint, abi.SERVICE.pack(service_row(service, node_mtu)))
+    write_service(HashMap(residence.map("services")), service, node_mtu)
 
-    tables = Tables(
-        MapFlowTable(hash_map("flows"), service),
-        MapVerifiedTable(hash_map("verified"), service),
-        MapHalfOpenTable(hash_map("half_open"), service),
-    )
+    tables = _tables(residence, service)
     mac = keyring.make_mac(residence.secret)
     core = BalancerCore(service, mac, site.keys.sign, wall_clock, limits, tables)
-    passed_up = PassedUp(core, tables, hash_map("claims"))
+    passed_up = PassedUp(core, tables, HashMap(residence.map("claims")))
     loop = PacketLoop(tun, [Feed(tun, lambda *_: None, passed_up.receive)], passed_up, site.logger)
     counters = PerCpuArray(residence.map("counters"))
-    sweeper = sweep.Sweeper(residence.program("sweep"))
     residence.publish([Place(index, Direction.INGRESS, "ingress", size) for index, size in sizes.items()])
     if residence.is_taken_over:
         site.logger.info("the flows of an earlier run are carried on")
@@ -139,13 +117,28 @@ def start(service: Service, node_mtu: int, limits: Limits, site: Site, owned: Ex
             **loop_counters(loop, tun, ()),
         },
         sizes=lambda: {**core.sizes, "map_bytes": residence.memory_bytes()},
-        tasks=(
-            lambda: keep_clock(clock),
-            lambda: routes.follow(watch),
-            passed_up.patrol,
-            sweeper.run,
-        ),
-        take_keys=lambda: bpf_keys.write(handoff_keys, site.keys.keyring),
+        tasks=(upkeep.run, lambda: routes.follow(watch), passed_up.patrol),
+        take_keys=upkeep.take_keys,
+    )
+
+
+def _constants(secret: bytes, tun: Tun, limits: Limits) -> Mapping[str, int]:
+    """``secret`` is the key of the SYN cookies."""
+    cookie_low, cookie_high = bpf_keys.halves(secret)
+    return {
+        "tun_ifindex": tun.index,
+        "cookie_key_low": cookie_low,
+        "cookie_key_high": cookie_high,
+        "claims_per_second": CLAIMS_PER_SECOND,
+        "resets_per_second": int(limits.resets_per_second),
+    }
+
+
+def _tables(residence: Residence, service: Service) -> Tables:
+    return Tables(
+        MapFlowTable(HashMap(residence.map("flows")), service),
+        MapVerifiedTable(HashMap(residence.map("verified")), service),
+        MapHalfOpenTable(HashMap(residence.map("half_open")), service),
     )
 
 
@@ -167,6 +160,12 @@ def publish_table(tables: MapOfMaps, service: Service) -> None:
         tables.publish(service.vip_index, inner)
     finally:
         os.close(inner)
+
+
+def write_service(services: HashMap, service: Service, node_mtu: int) -> None:
+    """Into map `services`, replaced as a whole."""
+    endpoint = ENDPOINT.pack(Endpoint(service.vip, service.port.to_bytes(2, "big")))
+    services.update(endpoint, abi.SERVICE.pack(service_row(service, node_mtu)))
 
 
 def service_row(service: Service, node_mtu: int) -> abi.ServiceRow:

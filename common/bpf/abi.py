@@ -15,6 +15,8 @@ NO_SCALE = 15
 """A window scale that was not negotiated, as in our TSval."""
 OPTION_SACK, OPTION_TIMESTAMPS = 1, 2
 """Bits of `options` fields."""
+WENT_ROUND = 0x4C330001
+"""Marks a packet that a program has sent through its CPU's backlog, so that it goes there once."""
 MAX_SERVICES = 64
 """VIP indexes are 1 to 63."""
 MAGLEV_SIZE = 65537

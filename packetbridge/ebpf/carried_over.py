@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 
 import trio
@@ -34,6 +35,8 @@ from packetbridge.ebpf.abi import FLOW, SERVICE, FlowRow, ServiceRow, StateNumbe
 from packetbridge.ebpf.flows import MapFlows, backend_key, index_of, key_of_backend
 from packetbridge.journal import Journal, restore_all
 
+PATIENCE_SECONDS = 5.0
+"""Enough for some 100,000 flows."""
 LAYOUT = identity(layouts=(*SHARED, *abi.STRUCTS), numbers=(PhaseNumber, StateNumber))
 """Of maps whose flows can be read."""
 _MAPS = {
@@ -73,16 +76,20 @@ def record_of(service: Service, key: bytes, row: FlowRow) -> FlowRecord:
     )
 
 
-def records_in(flows: HashMap, services: ArrayMap) -> list[FlowRecord]:
+def records_in(flows: HashMap, services: ArrayMap) -> Iterator[FlowRecord]:
     """Those whose both sides have finished come last: there is the least to lose."""
     served = dict(_services_in(services))
-    rows = [(key, FLOW.unpack(data)) for key, data in flows.items()]
-    rows.sort(key=lambda found: _is_closed(found[1]))
-    return [
-        record_of(served[index_of(key)], key, row)
-        for key, row in rows
-        if row.state in _SPLICED and index_of(key) in served
-    ]
+    closed = []
+    for key, data in flows.items():
+        row = FLOW.unpack(data)
+        if row.state not in _SPLICED or index_of(key) not in served:
+            continue
+        if _is_closed(row):
+            closed.append((key, row))
+        else:
+            yield record_of(served[index_of(key)], key, row)
+    for key, row in closed:
+        yield record_of(served[index_of(key)], key, row)
 
 
 class FlowMaps:
@@ -101,9 +108,12 @@ class FlowMaps:
         return bool(self._maps)
 
     def write_to(self, journal: Journal) -> None:
-        if self._maps:
-            records = records_in(HashMap(self._maps["flows"]), ArrayMap(self._maps["services"]))
-            journal.note(map(Opened, records))
+        """As many flows as it can in `PATIENCE_SECONDS`: a stop must not take for ever."""
+        if not self._maps:
+            return
+        end = time.monotonic() + PATIENCE_SECONDS
+        records = records_in(HashMap(self._maps["flows"]), ArrayMap(self._maps["services"]))
+        journal.note(map(Opened, takewhile(lambda _: time.monotonic() < end, records)))
 
 
 def maps_left(pins: Path) -> FlowMaps:

@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from common.bpf import keys as bpf_keys
 from common.bpf import residence as residences
 from common.bpf.abi import ENDPOINT, SHARED, Endpoint, PhaseNumber
 from common.bpf.attach import Direction
-from common.bpf.clock import keep_clock, set_clock
 from common.bpf.counts import read_counts
 from common.bpf.maps import ArrayMap, HashMap, PerCpuArray
 from common.bpf.mounting import bpf_directory
 from common.bpf.residence import Place, Plan, Residence, identity
-from common.bpf.sweep import Sweeper
+from common.bpf.upkeep import Upkeep
 from common.config import EBPF
 from common.daemon import loop_counters
 from common.dataplane import Feed, PacketLoop
@@ -55,10 +53,7 @@ def start(
 ) -> Engine:
     """With ``adopt``, listeners are given connections without a handshake where the kernel can do that."""
     tun = owned.enter_context(closing(Tun()))
-    for subject in (site.intake.name, *map(backend_name, backends)):  # who serves these
-        owned.enter_context(closing(OwnedTable(subject, "")))
-    remove_leftovers()  # a killed packetbridge on the raw plane may have left a rule
-    journal = owned.enter_context(closing(Journal(path_of(site.state_dir, site.intake.address), site.logger)))
+    journal = _claim(backends, site, owned)
     query = owned.enter_context(closing(SocketQuery()))
     directory = owned.enter_context(bpf_directory(site.state_dir / _DIRECTORY))
     residence = _residence(_plan(services, limits, site, directory, adopt=adopt), journal, site.logger)
@@ -69,12 +64,8 @@ def start(
         {*sizes.values(), _NO_LINK_HEADER},
     )
 
-    clock = ArrayMap(residence.map("clock"))
-    handoff_keys = HashMap(residence.map("handoff_keys"))
-    set_clock(clock)
-    bpf_keys.write(handoff_keys, site.keys.keyring)
+    upkeep = Upkeep(residence, site.keys)
     write_services(services, ArrayMap(residence.map("services")), HashMap(residence.map("backends")))
-
     by_index = {service.vip_index: service for service in services}
     tombstones = HashMap(residence.map("tombstones"))
     flows = MapFlows(HashMap(residence.map("flows")), tombstones)
@@ -83,7 +74,6 @@ def start(
     carried = CarriedOver(journal, by_index, flows, passed_up.strangers, questions.exists, passed_up.counters)
     loop = PacketLoop(tun, [Feed(tun, lambda *_: None, passed_up.receive)], passed_up, site.logger)
     counters = PerCpuArray(residence.map("counters"))
-    sweeper = Sweeper(residence.program("sweep"))
     probes = carried.restore(time.monotonic(), site.logger)
     residence.publish(_places(tun, sizes))
     if not site.keep_flows:
@@ -105,9 +95,17 @@ def start(
             **passed_up.sizes,
             "map_bytes": residence.memory_bytes(),
         },
-        tasks=(lambda: keep_clock(clock), questions.run, sweeper.run, lambda: carried.run(loop.send)),
-        take_keys=lambda: bpf_keys.write(handoff_keys, site.keys.keyring),
+        tasks=(upkeep.run, questions.run, lambda: carried.run(loop.send)),
+        take_keys=upkeep.take_keys,
     )
+
+
+def _claim(backends: Sequence[Backend], site: Site, owned: ExitStack) -> Journal:
+    """Be the only packetbridge that serves these backends. Returns the journal, which is its alone, too."""
+    for subject in (site.intake.name, *map(backend_name, backends)):
+        owned.enter_context(closing(OwnedTable(subject, "")))
+    remove_leftovers()  # a killed packetbridge on the raw plane may have left a rule
+    return owned.enter_context(closing(Journal(path_of(site.state_dir, site.intake.address), site.logger)))
 
 
 def remove_left(site: Site, journal: Journal) -> None:

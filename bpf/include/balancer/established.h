@@ -80,7 +80,7 @@ __attribute__((noinline)) int forward_plain(struct __sk_buff *skb)
     flow = plain_flow(&look, service->vip_index, payload);
     if (!flow)
         return NOT_PLAIN;
-    if (goes_round(skb, flow, bpf_ntohl(look.tcp.seq), bpf_ntohl(look.tcp.ack_seq)))
+    if (goes_round(skb, flow, bpf_ntohl(look.tcp.ack_seq)))
         return go_round(skb);
     count(COUNT_FORWARD_PLAIN);
     return leave_for_node(skb, &look.ip, flow->node, service, look.tcp.doff * 4);
@@ -93,7 +93,7 @@ __attribute__((noinline)) int forward(struct __sk_buff *skb, struct balancer_flo
 
     if (!a || !flow)
         return TC_ACT_SHOT;
-    if (goes_round(skb, flow, a->seq, a->ack))
+    if (goes_round(skb, flow, a->ack))
         return go_round(skb);
     activity_observe(&flow->client, a->seq, a->flags, a->frame.payload, a->now);
     if (flow->contested_until && a->now >= flow->contested_until)

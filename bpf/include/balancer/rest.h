@@ -1,6 +1,6 @@
-/* The rest of a first payload that was cut comes in again, through this CPU's backlog, as ordinary data. What the
- * client sends behind it goes the same way, so that it does not overtake it: as long as it acknowledges nothing
- * of the node's, and only as far as a first flight reaches, since anything beyond was asked for by the node. */
+/* The rest of a first payload that was cut comes in again, through this CPU's backlog, as ordinary data. What
+ * the client sends behind it goes the same way, so that it does not overtake it, as long as it acknowledges
+ * nothing of the node's. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -9,13 +9,9 @@
 #include "balancer/arrival.h"
 #include "balancer_abi.h"
 
-/* Bytes: the window of our SYN-ACK. */
-#define FIRST_FLIGHT (10 * HANDOFF_MAX_PAYLOAD)
-/* Marks what has gone through the backlog. A packet that somebody else has marked does not go there. */
-#define WENT_ROUND 0x4c330001
-
-/* Whether the segment, whose numbers are in host byte order, is to go round first. */
-static __always_inline int goes_round(struct __sk_buff *skb, struct balancer_flow *flow, __u32 seq, __u32 ack)
+/* Whether the segment, which acknowledges `ack`, is to go round first. One that somebody else has marked does
+ * not. */
+static __always_inline int goes_round(struct __sk_buff *skb, struct balancer_flow *flow, __u32 ack)
 {
     if (!(flow->options & FIRST_WAS_CUT))
         return 0;
@@ -23,7 +19,7 @@ static __always_inline int goes_round(struct __sk_buff *skb, struct balancer_flo
         skb->mark = 0;
         return 0;
     }
-    if (ack != flow->isn + 1 || seq - flow->client_isn - 1 >= FIRST_FLIGHT) {
+    if (ack != flow->isn + 1) {
         flow->options &= ~FIRST_WAS_CUT;
         return 0;
     }

@@ -69,6 +69,16 @@ static __always_inline int stranger(void)
     return to_python();
 }
 
+/* Whether an early segment is to go through this CPU's backlog first, for which it is marked: often the handoff
+ * was the packet before it, of the same poll, and is on its way to the backend. */
+static __always_inline int goes_round(struct __sk_buff *skb, const struct passage *p)
+{
+    if (p->went_round || skb->mark || has_waited(skb))
+        return 0;
+    skb->mark = WENT_ROUND;
+    return 1;
+}
+
 /* The segment waits with Python, which writes it to its TUN when the backend has answered. It does so at once
  * where a listener adopts: there the first payload is on its way, on another CPU perhaps. */
 static __always_inline int early_segment(struct passage *p)
@@ -78,10 +88,19 @@ static __always_inline int early_segment(struct passage *p)
     return to_python();
 }
 
+/* Whether the flow's backend has no socket yet that takes segments. */
+static __always_inline int is_too_early(struct __sk_buff *skb, const struct passage *p)
+{
+    if (!p->flow)
+        return 0;
+    return p->flow->state == STATE_OPENING || (p->flow->state == STATE_ADOPTING && is_unadopted(skb, p));
+}
+
 /* A segment that is no handoff and needs more than to be forwarded. */
 static __noinline int client_segment_event(struct __sk_buff *skb, struct passage *p)
 {
     __u8 flags = frame_flags(p->was), control = flags & (FLAG_SYN | FLAG_ACK | FLAG_RST | FLAG_FIN);
+    int is_early;
 
     if (control != FLAG_ACK && control != (FLAG_ACK | FLAG_FIN) && (control & ~FLAG_ACK) != FLAG_RST)
         return drop(COUNT_ABSURD_FLAGS);
@@ -92,14 +111,17 @@ static __noinline int client_segment_event(struct __sk_buff *skb, struct passage
         p->flow->state = STATE_ESTABLISHED;
         return spliced_segment(skb, p);
     }
+    is_early = is_too_early(skb, p);
+    if (is_early && goes_round(skb, p))
+        return to_stack(skb);
     count(COUNT_CLIENT_SEGMENT);
     if (!p->flow)
         return stranger();
-    if (p->flow->state == STATE_OPENING)
-        return early_segment(p);
-    if (p->flow->state == STATE_ADOPTING && is_unadopted(skb, p))
-        return has_waited(skb) ? drop(COUNT_UNADOPTED) : early_segment(p);
-    return spliced_segment(skb, p);
+    if (!is_early)
+        return spliced_segment(skb, p);
+    if (p->flow->state == STATE_ADOPTING && has_waited(skb))
+        return drop(COUNT_UNADOPTED);
+    return early_segment(p);
 }
 
 /* A handoff of a connection that has ended and of which nothing is known: the server gets nothing. A client

@@ -34,14 +34,15 @@ static __always_inline void translate_to_backend(struct passage *p)
     rewrite_numbers(is, 0, -p->flow->seq_delta, 0, -p->flow->value_delta, p->flow->client_shift);
 }
 
-/* To the local stack. The first payload goes there through this CPU's backlog (splice.h), and what the
- * client sends behind it follows the same way, until an answer shows that it has arrived: so nothing
- * overtakes it. What a listener adopts is there at once. */
+/* To the local stack. The first payload goes there through this CPU's backlog (splice.h), and what the client
+ * sends behind it follows the same way, until an answer shows that it has arrived: so nothing overtakes it. A
+ * first payload that a listener adopts is there at once, but segments that were too early for it come from the
+ * backlog. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct passage *p)
 {
-    if (is_adopted(p->flow))
+    if (bpf_ntohl(p->was->tcp.ack_seq) != p->flow->balancer_isn + 1 || (is_adopted(p->flow) && p->went_round))
         return TC_ACT_UNSPEC;
-    return bpf_ntohl(p->was->tcp.ack_seq) == p->flow->balancer_isn + 1 ? to_stack(skb) : TC_ACT_UNSPEC;
+    return to_stack(skb);
 }
 
 /* Puts `is`, the packet with other addresses and numbers, into the packet. 0, or a negative error. */

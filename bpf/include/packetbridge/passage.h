@@ -24,6 +24,8 @@ struct passage {
     /* NULL where it is unknown. */
     struct bridge_flow *flow;
     struct flow_id id;
+    /* Whether it comes from this CPU's backlog, where it was sent before. */
+    int went_round;
 };
 
 /* Whether it has ACK, and neither SYN nor FIN nor RST. */

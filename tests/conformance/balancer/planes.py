@@ -12,10 +12,10 @@ from balancer.core.flow_table import Tables, in_memory
 from balancer.core.machine import RULES, Event, State
 from balancer.core.service import Limits, Service
 from balancer.ebpf import abi
-from balancer.ebpf.plane import CLAIMS_PER_SECOND, PassedUp, publish_table, service_row
+from balancer.ebpf.plane import CLAIMS_PER_SECOND, PassedUp, publish_table, write_service
 from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifiedTable
 from common.bpf import keys
-from common.bpf.abi import CLOCK, ENDPOINT, Clock, Endpoint
+from common.bpf.abi import CLOCK, Clock
 from common.bpf.counts import read_counts
 from common.bpf.maps import MapOfMaps, PerCpuArray
 from common.bpf.run import SkBuff, run_packet, run_syscall
@@ -212,9 +212,7 @@ class Programs:
     def _serve(self, service: Service) -> None:
         self._loads.clear("services", "routes")
         publish_table(MapOfMaps(self._loads.map("tables")), service)
-        endpoint = ENDPOINT.pack(Endpoint(service.vip, service.port.to_bytes(2, "big")))
-        row = abi.SERVICE.pack(service_row(service, NODE_MTU))
-        self._loads.hash_map("services").update(endpoint, row)
+        write_service(self._loads.hash_map("services"), service, NODE_MTU)
         for node in service.nodes.values():
             way = abi.ROUTE.pack(abi.RouteRow(loaded.LOOPBACK, node.address))
             self._loads.hash_map("routes").update(node.address, way)

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from typing import NamedTuple, cast
 
 from common.bpf import keys
-from common.bpf.abi import CLOCK, Clock
+from common.bpf.abi import CLOCK, WENT_ROUND, Clock
 from common.bpf.counts import read_counts
 from common.bpf.maps import PerCpuArray
 from common.bpf.run import SkBuff, run_packet, run_syscall
@@ -236,6 +236,8 @@ class Programs:
         before = self._to_python()
         descriptor = self._loads.program(program, self.now)
         done = run_packet(descriptor, device.link + packet, SkBuff(ifindex=device.ifindex))
+        if done.context.mark == WENT_ROUND:
+            done = run_packet(descriptor, done.packet, SkBuff(ifindex=device.ifindex, mark=WENT_ROUND))
         sent = self._clones.taken() if program == "egress" else []
         made = done.packet[len(LINK) :]
         if self._to_python() > before:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from common.bpf import keys
-from common.bpf.abi import CLOCK, ENDPOINT, Clock, Endpoint, FlowId
+from common.bpf.abi import CLOCK, ENDPOINT, WENT_ROUND, Clock, Endpoint, FlowId
 from common.bpf.abi import FLOW_ID as FLOW_ID_LAYOUT
 from common.bpf.maps import ArrayMap, HashMap, PerCpuArray
 from common.bpf.objects import BpfObject, object_path
@@ -156,6 +156,9 @@ class Programs:
         """``clones`` are waited for, as the kernel may take its time; others must not come."""
         link, index = (TUN_LINK, self._tun) if from_tun else (LINK, LOOPBACK)
         done = run_packet(self._object.program(program), link + packet, SkBuff(ifindex=index))
+        if done.context.mark == WENT_ROUND:
+            marked = SkBuff(ifindex=index, mark=WENT_ROUND)
+            done = run_packet(self._object.program(program), done.packet, marked)
         return Outcome(done.verdict, done.packet[LINK_SIZE:], self._cloned(clones))
 
     def nanoseconds(self, program: str, packet: bytes, repeat: int) -> int:
