@@ -252,13 +252,19 @@ def test_the_daemon_mounts_a_bpf_file_system_and_takes_it_away_when_nothing_is_l
 ) -> None:
     """Without `ip netns exec` around it, which would take away mounts by itself."""
     host, top = kept_lab.balancer, tmp_path / PINS
-    outside = ["nsenter", f"--mount=/proc/{os.getpid()}/ns/mnt", str(daemon_program("balancer"))]
+    process = f"/proc/{os.getpid()}"
+    outside = [
+        "nsenter",
+        f"--mount={process}/ns/mnt",
+        f"--root={process}/root",
+        str(daemon_program("balancer")),
+    ]
     options = ["--listen=192.168.33.11", f"--key-file={kept_lab.key_file}", f"--state-dir={tmp_path}"]
 
     def start(*more: str) -> Process:
-        process = host.start([*outside, *options, "--engine=ebpf", *more], name="outside")
-        process.wait_for("ready")
-        return process
+        started = host.start([*outside, *options, "--engine=ebpf", *more], name="outside")
+        started.wait_for("ready")
+        return started
 
     before = footprint(host)
     with unmounted_afterwards(tmp_path):

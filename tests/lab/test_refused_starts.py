@@ -174,20 +174,30 @@ def test_what_another_packetbridge_serves(
 
 
 @pytest.mark.parametrize(
-    ("engine_option", "complaint"),
+    ("program", "engine_option", "complaint"),
     [
-        ("--engine=raw", "cannot write {}/packetbridge-192.168.33.20.flows: Not a directory;"),
-        ("--engine=ebpf", "cannot make {}/bpf (Not a directory):"),
+        (
+            "packetbridge",
+            "--engine=raw",
+            "cannot write {}/packetbridge-192.168.33.20.flows: Not a directory;",
+        ),
+        (
+            "packetbridge",
+            "--engine=ebpf",
+            "cannot write {}/packetbridge-192.168.33.20.flows: Not a directory;",
+        ),
+        ("balancer", "--engine=ebpf", "cannot make {}/bpf (Not a directory):"),
     ],
 )
 def test_state_directory_that_cannot_be_made(
-    lab: Lab, tmp_path: Path, engine_option: str, complaint: str
+    lab: Lab, tmp_path: Path, program: str, engine_option: str, complaint: str
 ) -> None:
+    host = lab.balancer if program == "balancer" else lab.nodes[0]
     (tmp_path / "file").touch()
     directory = tmp_path / "file" / "state"
     options = ["--insecure", f"--state-dir={directory}", engine_option]
-    said = refused(lab.nodes[0], "packetbridge", *options)
-    assert said == f"packetbridge: {complaint.format(directory)} choose another --state-dir\n"
+    said = refused(host, program, *options)
+    assert said == f"{program}: {complaint.format(directory)} choose another --state-dir\n"
 
 
 def test_state_directory_that_cannot_be_entered(lab: Lab, tmp_path: Path) -> None:
