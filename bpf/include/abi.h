@@ -3,7 +3,6 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION 1
 #define NO_SCALE 15
 #define OPTION_SACK 1
 #define OPTION_TIMESTAMPS 2

@@ -9,7 +9,6 @@
 #define CONTESTED_SECONDS 60
 #define VERIFIED_SECONDS 300
 #define FIRST_WAS_CUT 4
-#define PREAMBLE_GAP_SECONDS 60
 
 enum key_kind {
     KEY_UNREAD = 0,

@@ -172,7 +172,6 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = MappingProxyType(
         "bpf_map_lookup_elem": (c_int, _KEY_VALUE),
         "bpf_map_update_elem": (c_int, (c_int, c_char_p, c_char_p, c_uint64)),
         "bpf_map_delete_elem": (c_int, (c_int, c_char_p)),
-        "bpf_map_lookup_and_delete_elem": (c_int, _KEY_VALUE),
         "bpf_map_lookup_batch": (c_int, (c_int, c_void_p, c_void_p, c_void_p, c_void_p, *_BATCH)),
         "bpf_map_update_batch": (c_int, (c_int, c_void_p, c_void_p, *_BATCH)),
         "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),

@@ -31,7 +31,6 @@ class MapType(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     ARRAY_OF_MAPS = 12
-    QUEUE = 22
 
 
 class Update(IntEnum):
@@ -265,15 +264,6 @@ class MapOfMaps(_Map):
         """The kernel's number of the map at ``index``."""
         found = self._read(self._library.bpf_map_lookup_elem(self.descriptor, _index(index), self._value))
         return None if found is None else int.from_bytes(found, sys.byteorder)
-
-
-class Queue(_Map):
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, MapType.QUEUE)
-
-    def pop(self) -> bytes | None:
-        """The oldest, or None."""
-        return self._read(self._library.bpf_map_lookup_and_delete_elem(self.descriptor, None, self._value))
 
 
 def create_array(name: str, value_size: int, max_entries: int) -> int:

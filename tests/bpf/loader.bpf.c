@@ -40,12 +40,6 @@ struct {
     __type(value, __u64[2]);
 } counters SEC(".maps");
 
-struct {
-    __uint(type, BPF_MAP_TYPE_QUEUE);
-    __uint(max_entries, 2);
-    __type(value, __u32);
-} waiting SEC(".maps");
-
 struct generation {
     __uint(type, BPF_MAP_TYPE_ARRAY);
     __uint(max_entries, 3);
@@ -112,15 +106,6 @@ int generation(struct __sk_buff *skb)
 
     (void)skb;
     return number ? (int)*number : -7;
-}
-
-/* The packet's length waits to be read, or the packet is dropped. */
-SEC("tc")
-int enqueue(struct __sk_buff *skb)
-{
-    __u32 length = skb->len;
-
-    return bpf_map_push_elem(&waiting, &length, 0) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
 struct request {

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,6 @@ from common.bpf.errors import BpfError
 from common.bpf.maps import HashMap, PerCpuArray
 from common.bpf.objects import BpfObject
 from common.bpf.pins import PinDirectory, is_bpf_filesystem
-from common.bpf.transaction import Transaction
 from tests.bpf.killed import HANDLE
 from tests.bpf.programs import compiled
 from tests.root.namespaces import CLIENT, MIDDLE, Hosts, three_hosts
@@ -395,14 +394,18 @@ def test_failure_half_way_leaves_nothing(hosts: Hosts, ifindex: int, bpffs: Path
     pins = PinDirectory(bpffs / "daemon")
 
     def start() -> None:
-        with Transaction() as steps:
-            steps.undo_by(pins.clear)
+        with ExitStack() as steps:
+            steps.callback(pins.clear)
             pins.create()
-            staged = steps.hold(BpfObject(compiled()))
+            staged = steps.enter_context(closing(BpfObject(compiled())))
             pins.pin("flows", staged.map("flows"))
-            steps.hold(attach_by(way, Hook(ifindex, Direction.INGRESS), staged.program("drop")))
+            steps.enter_context(
+                closing(attach_by(way, Hook(ifindex, Direction.INGRESS), staged.program("drop")))
+            )
             assert is_stopped(hosts)
-            steps.hold(attach_by(way, Hook(9999, Direction.INGRESS), staged.program("drop")))
+            steps.enter_context(
+                closing(attach_by(way, Hook(9999, Direction.INGRESS), staged.program("drop")))
+            )
 
     with pytest.raises(BpfError, match="9999"):
         start()
@@ -413,8 +416,9 @@ def test_failure_half_way_leaves_nothing(hosts: Hosts, ifindex: int, bpffs: Path
 def test_success_keeps_everything_until_it_is_closed(
     hosts: Hosts, ifindex: int, loaded: BpfObject, way: str
 ) -> None:
-    with Transaction() as steps:
-        steps.hold(attach_by(way, Hook(ifindex, Direction.INGRESS), loaded.program("drop")))
+    with ExitStack() as steps:
+        steps.enter_context(closing(attach_by(way, Hook(ifindex, Direction.INGRESS), loaded.program("drop"))))
+        kept = steps.pop_all()
     assert is_stopped(hosts)
-    steps.close()
+    kept.close()
     assert comes_through(hosts)

@@ -100,7 +100,7 @@ def test_map_is_made_as_large_as_asked() -> None:
 
 
 def test_declared_maps_are_listed_without_those_of_the_variables(loaded: BpfObject) -> None:
-    declared = {"counters", "flows", "generations", "recent", "slots", "waiting"}
+    declared = {"counters", "flows", "generations", "recent", "slots"}
     assert sorted(loaded.map_names()) == sorted(declared)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from common.bpf import maps
 from common.bpf.errors import BpfError
-from common.bpf.maps import ArrayMap, HashMap, MapOfMaps, PerCpuArray, Queue, Update
+from common.bpf.maps import ArrayMap, HashMap, MapOfMaps, PerCpuArray, Update
 from common.bpf.objects import BpfObject
 from common.bpf.run import run_packet
 from common.tables import TableFullError
@@ -201,14 +201,6 @@ def test_counters_of_all_cpus_are_summed(loaded: BpfObject) -> None:
     assert counters.sums(0) == (0, 0)
     with pytest.raises(IndexError):
         counters.lookup(2)
-
-
-def test_queue_gives_the_oldest_first_and_refuses_what_is_too_much(loaded: BpfObject) -> None:
-    waiting = Queue(loaded.map("waiting"))
-    enqueue = loaded.program("enqueue")
-    assert waiting.pop() is None
-    assert [run_packet(enqueue, bytes(size)).verdict for size in (60, 70, 80)] == [-1, -1, 2]
-    assert [waiting.pop(), waiting.pop(), waiting.pop()] == [number(60), number(70), None]
 
 
 def test_published_generation_is_seen_as_a_whole_and_replaced_by_the_next(loaded: BpfObject) -> None:
