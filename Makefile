@@ -85,11 +85,11 @@ bench: ## measures the balancer against direct connections, side by side (root)
 	$(set_up)
 	@$(VENV)/python -m bench
 
-install: ## balancer and packetbridge into /opt/l3dsr and /usr/local/bin, and a handoff key (root)
+install: ## balancer, packetbridge and l3dsr into /opt/l3dsr and /usr/local/bin, units, examples, a key (root)
 	@setup/packages run build
 	@setup/install
 
-uninstall: ## takes all of that away but the key (root)
+uninstall: ## takes all of that away but key and configuration (root)
 	@setup/uninstall
 
 clean: ## removes .venv and all caches

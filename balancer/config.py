@@ -1,155 +1,222 @@
-"""The balancer's options."""
+"""What the balancer is configured to do: its file and options, validated as a whole."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
-from balancer.core.service import Limits, NonHttp
-from common.config import (
-    DEFAULT_INDEX,
-    DEFAULT_NODE,
-    DEFAULT_VIP,
-    ConfigError,
-    Endpoint,
-    HostConfig,
-    Parser,
-    add_common_options,
-    host_config,
-    parse_address,
-    parse_command,
-    parse_endpoint,
-    parse_number,
-    require_distinct,
-)
-from common.hashing.request_key import DEFAULT_KEY_SPEC, KeySpec, parse_key_spec
-from common.keyring import DEFAULT_KEY_FILE
-from common.wire import dscp, tcp_options
+import msgspec
 
-DEFAULT_WEIGHT = 1
-MAX_WEIGHT = 1000
-DEFAULT_SCALE = 7
-_DESCRIPTION = (
-    "Answer clients on a virtual IP, read what they ask for, and hand each connection to the node that the"
-    " hash of the URL chooses. Replies go from the node straight to the client."
+from balancer import options as balancer_options
+from balancer.core.roster import NoNode
+from balancer.core.service import Limits, NonHttp, Timeouts
+from balancer.document import (
+    MAX_SEED,
+    TEXT_TYPES,
+    BalancerKeys,
+    HealthConfig,
+    NodeConfig,
+    OnFail,
+    PoolKeys,
+    ServiceKeys,
 )
+from common import keyring, vip_map
+from common.config import Endpoint, HostConfig
+from common.hashing.request_key import KeySpec
+from common.options import host_config, parse_command, read_document, restart_only_of_host
+from common.toml import Document
+from common.vip_map import VipMap
+
+__all__ = [
+    "BalancerConfig",
+    "HealthConfig",
+    "NoNode",
+    "NodeConfig",
+    "OnFail",
+    "PoolConfig",
+    "ServiceConfig",
+    "load",
+    "parse",
+    "restart_only",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class NodeConfig:
+class PoolConfig:
     name: str
-    address: IPv4Address
-    """The node's bridge address."""
-    weight: int
+    nodes: tuple[NodeConfig, ...]
+    health: HealthConfig | None
+    on_fail: OnFail
+    no_node: NoNode
+    slow_start: float
+    """Seconds; 0: none."""
+    load_factor: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class BalancerConfig:
-    """Validated as a whole by `parse`."""
-
+class ServiceConfig:
+    name: str
     vip: Endpoint
-    nodes: tuple[NodeConfig, ...]
-    vip_index: int
+    index: int
+    """The VIP index, 1 to 63, which travels as the DSCP."""
+    pool: PoolConfig
     key: KeySpec
     hash_seed: int
     non_http: NonHttp
     promised_scale: int
-    max_flows: int
+
+
+@dataclass(frozen=True, slots=True)
+class BalancerConfig:
+    services: tuple[ServiceConfig, ...]
+    limits: Limits
+    timeouts: Timeouts
     host: HostConfig
+    path: Path | None
+    """The configuration file, if there is one."""
+    warnings: tuple[str, ...] = ()
+    """What an operator should know of it, one line each."""
+
+    @property
+    def addresses(self) -> dict[str, IPv4Address]:
+        """The bridge address of each node of all services, by its name."""
+        return {node.name: node.address for service in self.services for node in service.pool.nodes}
+
+
+def load(arguments: Sequence[str] | None = None) -> BalancerConfig:
+    """Of the command's arguments and the file as it is now. `ConfigError` where something is wrong."""
+    return _load(balancer_options.make_parser().parse_args(arguments))
 
 
 def parse(arguments: Sequence[str] | None = None) -> BalancerConfig:
-    return parse_command(make_parser(), arguments, _validated)
+    """`load` for a command that starts: see `parse_command`."""
+    return parse_command(balancer_options.make_parser(), arguments, _load, _checked)
 
 
-def make_parser() -> Parser:
-    parser = Parser("balancer", _DESCRIPTION)
-    parser.add_argument(
-        "--listen",
-        metavar="ADDR[:PORT]",
-        default=f"{DEFAULT_VIP}:80",
-        help="the virtual IP and port; it may be an address of this host or one that is only routed here",
-    )
-    parser.add_argument(
-        "--node",
-        metavar="NAME=ADDR[@WEIGHT]",
-        action="append",
-        help="a node by its name, its packetbridge's address and its share of the URLs"
-        f" (weight 0 to {MAX_WEIGHT}, default {DEFAULT_WEIGHT}; 0: none); repeat it for more nodes"
-        f" (default: {DEFAULT_NODE})",
-        default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "--dscp",
-        metavar="N",
-        default=str(DEFAULT_INDEX),
-        help="the DSCP that stands for this VIP on the way to the nodes, 1 to 63",
-    )
-    parser.add_argument(
-        "--hash-key",
-        metavar="KEY",
-        default=str(DEFAULT_KEY_SPEC),
-        help="what of the URL chooses the node: `path` (without the query string), `uri` (with it), or"
-        " `segments:N` (the first N segments of the path)",
-    )
-    parser.add_argument(
-        "--hash-seed",
-        metavar="N",
-        default="0",
-        help="seed of the hash; with a secret one nobody can aim all load at one node",
-    )
-    parser.add_argument(
-        "--non-http",
-        choices=[choice.value for choice in NonHttp],
-        default=NonHttp.RESET.value,
-        help="what becomes of a connection that does not begin with HTTP: reset it, or choose its node by"
-        " the hash of its addresses and ports",
-    )
-    parser.add_argument(
-        "--window-scale",
-        metavar="N",
-        default=str(DEFAULT_SCALE),
-        help="the TCP window scale promised to clients: the smallest that any node's kernel offers",
-    )
-    parser.add_argument(
-        "--max-flows",
-        metavar="N",
-        default=str(Limits().flows),
-        help="connections kept at most; more are answered with 503",
-    )
-    add_common_options(parser, DEFAULT_KEY_FILE)
-    return parser
+def restart_only(old: BalancerConfig, new: BalancerConfig) -> list[str]:
+    """The keys that differ and that a running balancer does not change."""
+    tables = [name for name in ("limits", "timeouts") if getattr(old, name) != getattr(new, name)]
+    return restart_only_of_host(old.host, new.host) + tables
 
 
-def _validated(options: argparse.Namespace) -> BalancerConfig:
-    vip = parse_endpoint(options.listen)
-    nodes = tuple(_parse_node(text) for text in getattr(options, "node", None) or [DEFAULT_NODE])
-    require_distinct("nodes", "the name", [node.name for node in nodes])
-    require_distinct("nodes", "the address", [node.address for node in nodes])
-    for node in nodes:
-        if node.address == vip.address:
-            raise ConfigError(f"node {node.name!r} has the address of the VIP, {vip.address}")
-    try:
-        key = parse_key_spec(options.hash_key)
-    except ValueError as error:
-        raise ConfigError(f"--hash-key: {error}") from None
+def _load(options: argparse.Namespace) -> BalancerConfig:
+    document = read_document("balancer", options)
+    balancer_options.put(document, options)
+    keys = document.decode(BalancerKeys, TEXT_TYPES)
+    pools = _pools(document, keys.pool)
+    needs_map = any(service.dscp == "map" for service in keys.service)
+    found = vip_map.read(keys.vip_map.files) if needs_map else VipMap({}, ())
     return BalancerConfig(
-        vip=vip,
-        nodes=nodes,
-        vip_index=parse_number(options.dscp, dscp.MIN_INDEX, dscp.MAX_INDEX, "--dscp"),
-        key=key,
-        hash_seed=parse_number(options.hash_seed, 0, 2**64 - 1, "--hash-seed"),
-        non_http=NonHttp(options.non_http),
-        promised_scale=parse_number(options.window_scale, 0, tcp_options.MAX_WINDOW_SCALE, "--window-scale"),
-        max_flows=parse_number(options.max_flows, 1, 10_000_000, "--max-flows"),
-        host=host_config(options),
+        services=_services(document, keys.service, pools, found),
+        limits=Limits(**msgspec.structs.asdict(keys.limits)),
+        timeouts=Timeouts(**msgspec.structs.asdict(keys.timeouts)),
+        host=host_config(document, keys, "balancer"),
+        path=document.path,
+        warnings=found.warnings,
     )
 
 
-def _parse_node(text: str) -> NodeConfig:
-    name, equals, rest = text.partition("=")
-    if not (equals and name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
-        raise ConfigError(f"--node {text!r} is not NAME=ADDR[@WEIGHT], such as {DEFAULT_NODE}")
-    address, at, weight = rest.partition("@")
-    number = parse_number(weight, 0, MAX_WEIGHT, f"weight of node {name!r}") if at else DEFAULT_WEIGHT
-    return NodeConfig(name, parse_address(address), number)
+def _checked(config: BalancerConfig) -> str:
+    if not config.host.insecure:
+        keyring.load(config.host.key_file)
+    services, nodes = len(config.services), len(config.addresses)
+    return f"ok, {services} service{'s' * (services != 1)}, {nodes} node{'s' * (nodes != 1)}"
+
+
+def _pools(document: Document, pools: Sequence[PoolKeys]) -> dict[str, PoolConfig]:
+    document.require_distinct((), "pools", "the name", [pool.name for pool in pools])
+    for at, pool in enumerate(pools):
+        document.require_distinct(("pool", at), "nodes", "the name", [node.name for node in pool.node])
+        document.require_distinct(("pool", at), "nodes", "the address", [node.address for node in pool.node])
+        if isinstance(pool.health, HealthConfig) and pool.health.timeout > pool.health.interval:
+            raise document.error(
+                ("pool", at, "health"),
+                f"timeout {pool.health.timeout:g} is longer than the interval, {pool.health.interval:g}:"
+                " a check must end before the next one begins",
+            )
+    _require_one_address_per_name(document, pools)
+    return {pool.name: _pool(pool) for pool in pools}
+
+
+def _require_one_address_per_name(document: Document, pools: Sequence[PoolKeys]) -> None:
+    """A node may be in several pools, but a name means one node everywhere."""
+    by_name: dict[str, NodeConfig] = {}
+    by_address: dict[IPv4Address, NodeConfig] = {}
+    for at, pool in enumerate(pools):
+        for number, node in enumerate(pool.node):
+            known = by_name.setdefault(node.name, node)
+            if known.address != node.address:
+                raise document.error(
+                    ("pool", at, "node", number),
+                    f"address {node.address} is not the one it has in another pool, {known.address}",
+                )
+            named = by_address.setdefault(node.address, node)
+            if named.name != node.name:
+                raise document.error(
+                    ("pool", at, "node", number),
+                    f"address {node.address} is that of node {named.name} in another pool",
+                )
+
+
+def _pool(keys: PoolKeys) -> PoolConfig:
+    return PoolConfig(
+        name=keys.name,
+        nodes=keys.node,
+        health=keys.health if isinstance(keys.health, HealthConfig) else None,
+        on_fail=keys.on_fail,
+        no_node=keys.no_node,
+        slow_start=keys.slow_start,
+        load_factor=keys.load_factor if isinstance(keys.load_factor, float) else None,
+    )
+
+
+def _services(
+    document: Document, services: Sequence[ServiceKeys], pools: dict[str, PoolConfig], found: VipMap
+) -> tuple[ServiceConfig, ...]:
+    made = [
+        _service(document, at, keys, _pool_of(document, at, keys, pools), found)
+        for at, keys in enumerate(services)
+    ]
+    document.require_distinct((), "services", "the name", [service.name for service in made])
+    document.require_distinct((), "services", "the VIP and port", [service.vip for service in made])
+    document.require_distinct((), "services", "the DSCP", [service.index for service in made])
+    vips = {service.vip.address for service in made}
+    for pool in pools.values():
+        for node in pool.nodes:
+            if node.address in vips:
+                raise document.error((), f"node {node.name!r} has the address of the VIP, {node.address}")
+    return tuple(made)
+
+
+def _service(
+    document: Document, at: int, keys: ServiceKeys, pool: PoolConfig, found: VipMap
+) -> ServiceConfig:
+    if keys.hash_seed > MAX_SEED:
+        raise document.refuse(("service", at, "hash-seed"), f"a number from 0 to {MAX_SEED}")
+    index = found.indices.get(keys.listen.value.address) if keys.dscp == "map" else keys.dscp
+    if not isinstance(index, int):
+        raise document.error(
+            ("service", at),
+            f"dscp is to come out of vip-map, but none of its files names {keys.listen.value.address}",
+        )
+    return ServiceConfig(
+        name=keys.name or str(keys.listen),
+        vip=keys.listen.value,
+        index=index,
+        pool=pool,
+        key=keys.hash_key.value,
+        hash_seed=keys.hash_seed,
+        non_http=keys.non_http,
+        promised_scale=keys.window_scale,
+    )
+
+
+def _pool_of(document: Document, at: int, keys: ServiceKeys, pools: dict[str, PoolConfig]) -> PoolConfig:
+    if keys.pool is None and len(pools) == 1:
+        return next(iter(pools.values()))
+    if keys.pool is None:
+        raise document.error(("service", at), f"pool is missing: it is one of {', '.join(pools)}")
+    if keys.pool not in pools:
+        raise document.refuse(("service", at, "pool"), f"one of {', '.join(pools)}")
+    return pools[keys.pool]

@@ -1,96 +1,185 @@
 """The balancer as a process: what it takes from the host, and what it gives back when it stops."""
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 
 from balancer import raw
-from balancer.config import BalancerConfig
-from balancer.core.service import Limits, Service, make_nodes
+from balancer.channel import Channels, Peer
+from balancer.checking import Verdicts, targets
+from balancer.commands import BalancerCommands
+from balancer.config import BalancerConfig, restart_only
+from balancer.core.channel import State
+from balancer.director import Director
 from balancer.ebpf import plane
+from balancer.engine import BalancerEngine
+from balancer.inquiry import inquiry
+from balancer.prober import Prober
+from balancer.report import Reporter
+from balancer.saved import SavedWords
 from common import engine
-from common.daemon import serve
-from common.engine import Engine, Site
+from common.config import EBPF, ConfigError, parse_endpoint
+from common.console import Desk
+from common.counters import Counters
+from common.daemon import Running, serve
+from common.engine import Site
 from common.keyring import KeySource
-from common.net import host, intake, interfaces
-from common.net.errors import HostError
+from common.net import host, privileges
+from common.net.privileges import Capability
 from common.net.routes import route_mtu
-from common.wire import handoff, ipv4
+from common.net.watch import NetworkWatch
+from common.outlets import Outlets
 
-_MIN_PAYLOAD = 536
 _COMPLAINTS = {
     "flow_table_full": "clients are answered 503: there are as many connections as --max-flows allows",
 }
 
 
-def run(config: BalancerConfig, logger: logging.Logger) -> None:
-    """Serve until SIGTERM or SIGINT. `ConfigError` or `HostError`, the host as it was, if that cannot be."""
+def run(config: BalancerConfig, again: Callable[[], BalancerConfig], logger: logging.Logger) -> None:
+    """Serve until SIGTERM or SIGINT; ``again`` reads the configuration for a reload.
+
+    `ConfigError` or `HostError`, the host being as it was, if it cannot.
+    """
     host.require_privileges()
     keys = KeySource(config.host.key_file, is_insecure=config.host.insecure)
     host.require_tun_device()
     host.require_no_strict_rp_filter()
-    mtu = min(route_mtu(node.address) for node in config.nodes)
-    service = make_service(config, mtu)
-    limits = Limits(flows=config.max_flows)
-    site = Site(
-        keys=keys,
-        intake=intake.of_balancer(config.vip.address, config.vip.port),
-        tapped=interfaces.tap_interfaces(interfaces.interfaces()),
-        state_dir=config.host.state_dir,
-        keep_flows=config.host.keep_flows,
-        logger=logger,
-    )
+    director = Director(config, route_mtu, SavedWords(config.host.state_dir, logger), logger)
+    services = director.services
+    site = Site(keys, config.host.state_dir, config.host.keep_flows, logger)
     with ExitStack() as owned:
-        chosen = engine.start(
+        watch = owned.enter_context(closing(NetworkWatch()))
+        outlets = Outlets(config.host, owned)
+        started = engine.start(
             config.host.engine,
-            ebpf=lambda attempt: plane.start(service, mtu, limits, site, attempt),
-            raw=lambda attempt: raw.start(service, limits, site, attempt),
+            ebpf=lambda attempt: plane.start(services, config.limits, config.timeouts, site, attempt),
+            raw=lambda attempt: raw.start(services, config.limits, config.timeouts, site, attempt),
             owned=owned,
             logger=logger,
         )
-        serve(
-            chosen,
-            keys,
-            announce=lambda: _log_start(config, site, chosen),
+        director.direct(started)
+        _Daemon(config, again, started, director, keys, outlets, logger).serve(watch)
+
+
+class _Daemon:
+    """What moves packets, with all that is around it."""
+
+    def __init__(
+        self,
+        config: BalancerConfig,
+        again: Callable[[], BalancerConfig],
+        started: BalancerEngine,
+        director: Director,
+        keys: KeySource,
+        outlets: Outlets,
+        logger: logging.Logger,
+    ) -> None:
+        self._config = config
+        self._again = again
+        self._engine = started.engine
+        self._director = director
+        self._keys = keys
+        self._outlets = outlets
+        self._logger = logger
+        counters: Counters[str] = Counters()
+        port = config.host.channel_port
+        self._channels = Channels(keys, self._hear, counters, logger, port=port)
+        self._verdicts = Verdicts(director)
+        inquire = inquiry(self._channels, lambda: director.services)
+        self._prober = Prober(keys.sign, self._verdicts.take, inquire, counters, logger)
+        self._reporter = Reporter(started, director, self._channels, lambda: counters, self._prober.problems)
+        self._follow_director()
+
+    def serve(self, watch: NetworkWatch) -> None:
+        desk = Desk(
+            engine=self._engine,
+            report=self._reporter.report,
+            reload=self._reload,
+            nodes_called=self._addresses_called,
+            indexes_of=self._indexes_of,
+        )
+        commands = BalancerCommands(
+            desk, self._director, self._reporter, self._channels, self._verdicts, self._follow_director
+        )
+        running = Running(
+            reload=lambda: "; ".join(self._reload()),
+            announce=self._announce,
             complaints=_COMPLAINTS,
-            logger=logger,
+            tasks=[
+                self._director.run,
+                self._channels.run,
+                self._prober.run,
+                *self._outlets.tasks(commands.all(), self._reporter.report, self._logger),
+            ],
+        )
+        privileges.drop(in_reserve=[Capability.SYS_ADMIN] if self._engine.name == EBPF else [])
+        serve(self._engine._replace(tend=self._tend), running, watch, self._logger)
+
+    def _tend(self) -> list[str]:
+        self._director.look_at_paths()
+        return [*self._engine.tend(), *self._prober.tend()]
+
+    def _reload(self) -> list[str]:
+        """All of it, or nothing."""
+        wanted = self._again()
+        if fixed := restart_only(self._config, wanted):
+            raise ConfigError(f"{', '.join(fixed)} cannot change while the balancer runs: restart it")
+        keyring = self._keys.read()
+        self._director.configure(wanted)
+        self._keys.take(keyring)
+        self._engine.take_keys()
+        self._logger.setLevel(wanted.host.log_level.upper())
+        self._config = wanted
+        self._follow_director()
+        return [f"{len(wanted.services)} services, generation {self._director.generation}", *wanted.warnings]
+
+    def _follow_director(self) -> None:
+        """Its nodes, and which of them are to be checked, may have changed."""
+        having: dict[str, list[int]] = {name: [] for name in self._config.addresses}
+        for index, served in self._director.served.items():
+            for node in served.config.pool.nodes:
+                having[node.name].append(index)
+        addresses = self._config.addresses
+        self._channels.set_nodes(
+            Peer(name, addresses[name].packed, tuple(indexes)) for name, indexes in having.items()
+        )
+        self._prober.set_targets(targets(self._director))
+
+    def _hear(self, name: str) -> None:
+        """A node's channel has something to say."""
+        word = self._channels.word(name)
+        address = self._config.addresses[name].packed
+        if word.state is State.OK and word.report is not None:
+            flows = {vip.vip_index: vip.flows for vip in word.report.facts.vips}
+            self._director.hear(address, flows)
+        else:
+            self._director.hear(address, None)
+
+    def _addresses_called(self, name: str) -> set[str]:
+        return {str(address) for called, address in self._config.addresses.items() if called == name}
+
+    def _indexes_of(self, vip: str | None) -> list[int]:
+        wanted = None if vip is None else parse_endpoint(vip)
+        return [each.index for each in self._config.services if wanted in (None, each.vip)]
+
+    def _announce(self) -> None:
+        config = self._config
+        if config.host.insecure:
+            self._logger.warning("insecure: whoever can send to a node can forge requests from any address")
+        for warning in config.warnings:
+            self._logger.warning("%s", warning)
+        for service in config.services:
+            self._logger.info(
+                "service %s: VIP %s as DSCP %d, nodes %s",
+                service.name,
+                service.vip,
+                service.index,
+                ", ".join(f"{node.name}={node.address}@{node.weight}" for node in service.pool.nodes),
+            )
+        self._logger.info(
+            "ready: %s, engine %s", _counted(len(config.services), "service"), self._engine.name
         )
 
 
-def make_service(config: BalancerConfig, mtu: int) -> Service:
-    """The core's view of the configuration; ``mtu`` is the smallest path MTU to any node, in bytes.
-
-    `HostError` where no handoff fits into it.
-    """
-    vip, port = config.vip.wire
-    nodes, table = make_nodes(
-        vip, port, config.vip_index, {node.name: (node.address.packed, node.weight) for node in config.nodes}
-    )
-    payload = min(mtu - ipv4.HEADER_SIZE - handoff.HEADER_SIZE, handoff.MAX_PAYLOAD) & ~3
-    if payload < _MIN_PAYLOAD:
-        needed = ipv4.HEADER_SIZE + handoff.HEADER_SIZE + _MIN_PAYLOAD
-        raise HostError(f"the path MTU to the nodes is {mtu}, too small for a handoff: raise it to {needed}")
-    return Service(
-        vip=vip,
-        port=port,
-        vip_index=config.vip_index,
-        nodes=nodes,
-        table=table,
-        key=config.key,
-        hash_seed=config.hash_seed,
-        non_http=config.non_http,
-        promised_scale=config.promised_scale,
-        max_payload=payload,
-    )
-
-
-def _log_start(config: BalancerConfig, site: Site, chosen: Engine) -> None:
-    if config.host.insecure:
-        site.logger.warning("insecure: whoever can send to a node can forge requests from any address")
-    site.logger.info(
-        "ready: VIP %s as DSCP %d on %s, nodes %s, engine %s",
-        config.vip,
-        config.vip_index,
-        ", ".join(interface.name for interface in site.tapped),
-        ", ".join(f"{node.name}={node.address}@{node.weight}" for node in config.nodes),
-        chosen.name,
-    )
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

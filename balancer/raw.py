@@ -1,35 +1,160 @@
 """The raw data plane of the balancer: taps, rules that keep the kernel from answering, a TUN to send by."""
 
 import os
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
+from ipaddress import IPv4Address
 
 from balancer.core.engine import BalancerCore
-from balancer.core.service import Limits, Service
+from balancer.core.reload import refuse_changes
+from balancer.core.service import Endpoint, Limits, Service, Services, Timeouts
 from balancer.ebpf import plane
+from balancer.engine import BalancerEngine
 from common import keyring
 from common.config import RAW
+from common.counters import Counters
 from common.daemon import loop_counters
 from common.dataplane import Feed, PacketLoop, wall_clock
-from common.engine import Engine, Site
+from common.engine import Counts, Engine, Site
+from common.net.intake import of_balancer
+from common.net.interfaces import Interface, interfaces, tap_interfaces
 from common.net.ownership import OwnedTable, drop_rules
-from common.net.packet_socket import Tap
+from common.net.taps import Taps, wanted
 from common.net.tun import Tun
 
 
-def start(service: Service, limits: Limits, site: Site, owned: ExitStack) -> Engine:
-    mac = keyring.make_mac(os.urandom(keyring.KEY_SIZE))
-    core = BalancerCore(service, mac, site.keys.sign, wall_clock, limits)
-    tun = owned.enter_context(closing(Tun()))
-    owned.enter_context(closing(OwnedTable(site.intake.name, drop_rules(site.intake, site.tapped))))
-    plane.remove_left(service, site)
-    taps = [owned.enter_context(closing(Tap(interface, site.intake))) for interface in site.tapped]
-    # Nothing is routed to this TUN; it is read to notice when somebody deletes it.
-    from_tun = Feed(tun, lambda *_: None, lambda *_: [])
-    from_taps = [Feed(tap, core.plan, core.receive) for tap in taps]
-    loop = PacketLoop(tun, [from_tun, *from_taps], core, site.logger)
-    return Engine(
-        name=RAW,
-        loop=loop,
-        counters=lambda: {**core.counters, **loop_counters(loop, tun, taps)},
-        sizes=lambda: core.sizes,
+def start(
+    services: Sequence[Service], limits: Limits, timeouts: Timeouts, site: Site, owned: ExitStack
+) -> BalancerEngine:
+    started = _RawPlane(services, limits, timeouts, site, owned)
+    core = started.core
+    return BalancerEngine(
+        engine=Engine(
+            name=RAW,
+            loop=started.loop,
+            counters=started.counters,
+            sizes=lambda: core.sizes,
+            apply=started.apply,
+            flows=lambda: core.flows(time.monotonic()),
+            find=lambda client, port, index: core.find(client, port, index, time.monotonic()),
+            tend=started.tend,
+        ),
+        loads=core.loads,
+        forget_node=lambda index, node: core.forget_node(index, node, time.monotonic()),
     )
+
+
+class _RawPlane:
+    def __init__(
+        self, services: Sequence[Service], limits: Limits, timeouts: Timeouts, site: Site, owned: ExitStack
+    ) -> None:
+        """What it takes from the host it leaves in ``owned``."""
+        self._tapped = tap_interfaces(interfaces())
+        mac = keyring.make_mac(os.urandom(keyring.KEY_SIZE))
+        self.core = BalancerCore(
+            Services(services), mac, site.keys.sign, wall_clock, limits, timeouts=timeouts
+        )
+        self._tun = owned.enter_context(closing(Tun()))
+        # Nothing is routed to this TUN; it is read to notice when somebody deletes it.
+        from_tun = Feed(self._tun, lambda *_: None, lambda *_: [], answers_at_once=False)
+        self.loop = PacketLoop(self._tun, [from_tun], self.core, site.logger)
+        self._taken: dict[Endpoint, _TakenEndpoint] = {}
+        self._given_back: Counters[str] = Counters()
+        owned.callback(self._give_back_all)
+        for service in services:
+            self._taken[service.endpoint] = _TakenEndpoint(
+                service.endpoint, self._tapped, self.loop, self.core
+            )
+        plane.remove_left(site)
+        for taken in self._taken.values():
+            taken.taps.open(self._tapped)
+
+    def counters(self) -> Counts:
+        taps = [taken.taps for taken in self._taken.values()]
+        now = Counters(loop_counters(self.loop, self._tun, taps))
+        now.update(self._given_back)
+        return {**self.core.counters, **now}
+
+    def apply(self, services: Sequence[Service]) -> None:
+        """As `Engine.apply`. The core, which cannot fail, comes after all that may."""
+        refuse_changes(self.core.services, services)
+        with ExitStack() as failing:
+            new = {}
+            for endpoint in (service.endpoint for service in services):
+                if endpoint not in self._taken:
+                    new[endpoint] = taken = _TakenEndpoint(endpoint, self._tapped, self.loop, self.core)
+                    failing.callback(taken.close)
+                    taken.taps.open(self._tapped)
+            failing.pop_all()
+        self._taken |= new
+        self.core.serve(services)
+        for endpoint in self._taken.keys() - {service.endpoint for service in services}:
+            self._give_back(endpoint)
+
+    def tend(self) -> list[str]:
+        """As `Engine.tend`. Owner tables cannot be changed by others."""
+        said = []
+        if self._tun.restore():
+            said.append(f"device {self._tun.name} had been changed: it is set up again")
+        present = wanted(interfaces(), self._tapped, self._tun.index)
+        for taken in self._taken.values():
+            said += taken.follow(present)
+            self._tapped = taken.taps.interfaces
+        return list(dict.fromkeys(said))
+
+    def _give_back(self, endpoint: Endpoint) -> None:
+        taken = self._taken.pop(endpoint)
+        taken.close()
+        self._given_back.update(
+            tap_errors=taken.taps.errors,
+            tap_kernel_drops=taken.taps.kernel_drops(),
+            tap_malformed=taken.taps.malformed,
+        )
+
+    def _give_back_all(self) -> None:
+        with ExitStack() as steps:
+            for endpoint in list(self._taken):
+                steps.callback(self._give_back, endpoint)
+
+
+class _TakenEndpoint:
+    """What the packets to a VIP and port are kept from the kernel with, and taken to the core."""
+
+    def __init__(
+        self, endpoint: Endpoint, tapped: Sequence[Interface], loop: PacketLoop, core: BalancerCore
+    ) -> None:
+        """Drops them from now on; they reach the core once ``taps`` are opened. `HostError`."""
+        vip, port = endpoint
+        self._intake = of_balancer(IPv4Address(vip), port)
+        self._rules = self._rules_for(tapped)
+        self._table = OwnedTable(self._intake.name, self._rules)
+        self.taps = Taps(
+            self._intake,
+            lambda tap: loop.add(Feed(tap, core.plan, core.receive, answers_at_once=False)),
+            loop.remove,
+        )
+
+    def follow(self, tapped: Sequence[Interface]) -> list[str]:
+        """Tap these interfaces and no others. At no time do taps take what the rules let pass."""
+        self._enforce(
+            self._rules_for({each.index: each for each in (*self.taps.interfaces, *tapped)}.values())
+        )
+        said = self.taps.follow(tapped)
+        self._enforce(self._rules_for(self.taps.interfaces))
+        return said
+
+    def close(self) -> None:
+        """The taps first: what they take, the kernel must not answer."""
+        self.taps.close()
+        self._table.close()
+
+    def _rules_for(self, tapped: Iterable[Interface]) -> str:
+        """Where nothing is tapped nothing is dropped."""
+        ordered = sorted(tapped, key=lambda interface: interface.index)
+        return drop_rules(self._intake, ordered) if ordered else ""
+
+    def _enforce(self, rules: str) -> None:
+        if rules != self._rules:
+            self._table.replace(rules)
+            self._rules = rules

@@ -12,9 +12,10 @@ from typing import Any
 
 import balancer.ebpf.abi
 import packetbridge.ebpf.abi
-from balancer.core import engine, flow_table, machine
+from balancer.core import engine, loads, machine
 from common.bpf import abi
 from common.bpf.layout import CType, Layout
+from common.hashing import sequence
 from common.tcp import activity
 from common.wire import handoff, syncookie, tcp_options
 from packetbridge.core import admission, flow, opening
@@ -63,8 +64,11 @@ def balancer_header() -> str:
         "COOKIE_MAX_AGE": syncookie.MAX_AGE_PERIODS,
         "COOKIE_LIFETIME": int(syncookie.LIFETIME_SECONDS),
         "CONTESTED_SECONDS": int(engine.CONTESTED_SECONDS),
-        "VERIFIED_SECONDS": int(flow_table.VERIFIED_SECONDS),
         "FIRST_WAS_CUT": module.FIRST_WAS_CUT,
+        "TABLES": module.TABLES,
+        "MAX_NODES": module.MAX_NODES,
+        "FACTOR_ONE": loads.FACTOR_ONE,
+        "MAX_LOOKUPS": sequence.LENGTH,
     }
     return "\n".join(
         [
@@ -74,6 +78,7 @@ def balancer_header() -> str:
             _enumeration("non_http", module.NonHttpNumber, "NON_HTTP_"),
             _enumeration("limit", module.LimitNumber),
             _enumeration("counter", module.Counter, "COUNT_"),
+            _enumeration("choice", module.ChoiceNumber),
             _numbered("state", machine.State),
             _numbered("event", machine.Event),
             _numbered("action", machine.Action),

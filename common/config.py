@@ -1,15 +1,14 @@
-"""What both commands' options have in common: their types, defaults and errors.
+"""What both daemons' configurations have in common: their values, types, defaults and errors.
 
 The defaults fit the lab and the Vagrant boxes (lab/topology.json).
 """
 
-import argparse
-import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
+
+from msgspec import Meta, Struct
 
 DEFAULT_VIP = IPv4Address("192.168.33.10")
 DEFAULT_PORT = 80
@@ -18,21 +17,19 @@ DEFAULT_NODE = "node1=192.168.33.20"
 DEFAULT_BRIDGE = IPv4Address("192.168.33.20")
 DEFAULT_BACKEND = "192.168.33.30:80"
 DEFAULT_STATE_DIR = Path("/run/l3dsr")
+DEFAULT_KEY_FILE = Path("/etc/l3dsr/handoff.key")
+DEFAULT_CONFIG_DIR = Path("/etc/l3dsr")
+DEFAULT_CONTROL_GROUP = "l3dsr"
+DEFAULT_CHANNEL_PORT = 19507
+LOOPBACK = IPv4Address("127.0.0.1")
 AUTO, EBPF, RAW = ENGINES = ("auto", "ebpf", "raw")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("auto", "human", "json")
+MAX_SECONDS = 604_800.0
+MAX_ENTRIES = 10_000_000
+OFF = "off"
 
-
-@dataclass(frozen=True, slots=True)
-class HostConfig:
-    """What both daemons need to be told of the process, whatever they serve."""
-
-    engine: str
-    """One of `ENGINES`."""
-    keep_flows: bool
-    state_dir: Path
-    key_file: Path
-    insecure: bool
-    log_level: str
+Value = TypeVar("Value")
 
 
 class ConfigError(Exception):
@@ -53,11 +50,135 @@ class Endpoint:
         return self.address.packed, self.port
 
 
+class Written(Generic[Value]):
+    """A value that a configuration file writes as text, of a type that msgspec would read from a table."""
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class WrittenEndpoint(Written[Endpoint]):
+    """See `parse_endpoint`."""
+
+
+class WrittenListener(Written[Endpoint | None]):
+    """Where a daemon's own server listens, if it does: see `parse_listener`."""
+
+    def __str__(self) -> str:
+        return str(self.value or OFF)
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """What both daemons need to be told of the process, whatever they serve."""
+
+    engine: str
+    """One of `ENGINES`."""
+    keep_flows: bool
+    state_dir: Path
+    key_file: Path
+    insecure: bool
+    log_level: str
+    """One of `LOG_LEVELS`."""
+    log_format: str
+    """One of `LOG_FORMATS`."""
+    control: Path
+    """The control socket."""
+    control_group: str
+    """Who may use it beside root. The default group need not exist; any other does."""
+    metrics: Endpoint | None
+    channel_port: int
+    """UDP."""
+
+
+MetricsKey = Annotated[
+    WrittenListener,
+    Meta(
+        description="where HTTP serves Prometheus metrics at `/metrics`, and a live page at `/`; `off`:"
+        " nowhere"
+    ),
+]
+
+
+class HostKeys(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """The keys of a configuration file that stand for `HostConfig`."""
+
+    engine: Annotated[
+        Literal["auto", "ebpf", "raw"],
+        Meta(
+            description="the data plane: eBPF programs in the kernel, or Python and raw sockets; `auto` takes"
+            " the programs where they load"
+        ),
+    ] = "auto"
+    keep_flows: Annotated[
+        bool,
+        Meta(
+            description="with the eBPF engine: when stopped, leave the programs at work, so that established"
+            " flows go on and the next start takes them over"
+        ),
+    ] = False
+    state_dir: Annotated[
+        Path,
+        Meta(
+            description="where what outlives the process is kept: flows that a restart carries on, pins of"
+            " eBPF maps"
+        ),
+    ] = DEFAULT_STATE_DIR
+    key_file: Annotated[
+        Path,
+        Meta(
+            description="the handoff key, the same on the balancer and its nodes: one or two lines of 32 hex"
+            " digits, current and previous; read again at SIGHUP"
+        ),
+    ] = DEFAULT_KEY_FILE
+    insecure: Annotated[
+        bool,
+        Meta(
+            description="no secret key: whoever can send to a node can then forge requests from any address"
+        ),
+    ] = False
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="what to log to standard error")
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "human", "json"],
+        Meta(
+            description="the form of the log: lines for people, or a JSON object per line; `auto` writes for"
+            " people on a terminal and JSON elsewhere"
+        ),
+    ] = "auto"
+    control: Annotated[
+        Path | None,
+        Meta(
+            description="the control socket, through which `l3dsr` talks to the daemon",
+            extra={"default": "DAEMON.sock in the state directory"},
+        ),
+    ] = None
+    control_group: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            extra={"allowed": "the name of a group"},
+            description="the group that may use the control socket beside root; the default one need not"
+            " exist",
+        ),
+    ] = DEFAULT_CONTROL_GROUP
+    metrics: MetricsKey
+    channel_port: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=65535,
+            description="the UDP port of the channel between balancer and nodes, the same on all of them",
+        ),
+    ] = DEFAULT_CHANNEL_PORT
+
+
 def parse_address(text: str) -> IPv4Address:
-    try:
-        address = IPv4Address(text)
-    except AddressValueError:
-        raise ConfigError(f"{text!r} is not an IPv4 address such as 192.168.33.10") from None
+    address = _parse_ipv4(text)
     if address.is_multicast or address.is_unspecified or address.is_loopback or address.is_reserved:
         raise ConfigError(f"{address} is not the address of one host")
     return address
@@ -69,111 +190,25 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(parse_address(address), parse_number(port, 1, 65535, "port") if colon else DEFAULT_PORT)
 
 
+def parse_listener(text: str) -> Endpoint | None:
+    """ADDR:PORT, where ADDR may be a loopback address or 0.0.0.0, or `OFF`."""
+    if text == OFF:
+        return None
+    address, colon, port = text.partition(":")
+    if not colon:
+        raise ConfigError(f"{text!r} is not ADDR:PORT, such as {LOOPBACK}:9713, or {OFF}")
+    return Endpoint(_parse_ipv4(address), parse_number(port, 1, 65535, "port"))
+
+
+def _parse_ipv4(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except AddressValueError:
+        raise ConfigError(f"{text!r} is not an IPv4 address such as 192.168.33.10") from None
+
+
 def parse_number(text: str, low: int, high: int, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+    # The length is looked at first: int() refuses thousands of digits with an error of its own.
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and low <= int(text) <= high):
         raise ConfigError(f"{what} {text!r} is not a number from {low} to {high}")
     return int(text)
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    """The same text on every terminal, so that documents can quote it."""
-    return argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=30, width=100)
-
-
-class Parser(argparse.ArgumentParser):
-    """Explains every option with its default; an error is one line and exit code 2."""
-
-    def __init__(self, name: str, description: str) -> None:
-        super().__init__(
-            prog=name,
-            description=description,
-            formatter_class=_formatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-Settings = TypeVar("Settings")
-
-
-def parse_command(
-    parser: Parser, arguments: Sequence[str] | None, validate: Callable[[argparse.Namespace], Settings]
-) -> Settings:
-    """A command's options, validated as a whole.
-
-    Exits with 0 after --help, and with 2 and one line on standard error if something is wrong.
-    """
-    options = parser.parse_args(arguments)
-    try:
-        return validate(options)
-    except ConfigError as error:
-        parser.error(str(error))
-
-
-def require_distinct(whose: str, what: str, values: Sequence[object]) -> None:
-    """`ConfigError` "two ``whose`` have ``what`` ..." where a value stands twice."""
-    for value in values:
-        if values.count(value) > 1:
-            raise ConfigError(f"two {whose} have {what} {value}: each needs its own")
-
-
-def add_common_options(parser: Parser, default_key_file: Path) -> None:
-    secrecy = parser.add_mutually_exclusive_group()
-    secrecy.add_argument(
-        "--key-file",
-        metavar="FILE",
-        type=Path,
-        default=default_key_file,
-        help="the handoff key, the same on the balancer and its nodes: one or two lines of 32 hex digits,"
-        " current and previous; read again at SIGHUP",
-    )
-    secrecy.add_argument(
-        "--insecure",
-        action="store_true",
-        help="no secret key: whoever can send to a node can then forge requests from any address",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default=AUTO,
-        help="the data plane: eBPF programs in the kernel, or Python and raw sockets; `auto` takes the"
-        " programs where they load",
-    )
-    parser.add_argument(
-        "--keep-flows",
-        action="store_true",
-        help="with the eBPF engine: when stopped, leave the programs at work, so that established flows go on"
-        " and the next start takes them over",
-    )
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        type=Path,
-        default=DEFAULT_STATE_DIR,
-        help="where what outlives the process is kept: flows that a restart carries on, pins of eBPF maps",
-    )
-    parser.add_argument(
-        "--log-level", choices=LOG_LEVELS, default="info", help="what to log to standard error"
-    )
-
-
-def host_config(options: argparse.Namespace) -> HostConfig:
-    """Of the options of `add_common_options`."""
-    return HostConfig(
-        engine=options.engine,
-        keep_flows=options.keep_flows,
-        state_dir=options.state_dir,
-        key_file=options.key_file,
-        insecure=options.insecure,
-        log_level=options.log_level,
-    )
-
-
-def configure_logging(name: str, level: str) -> logging.Logger:
-    """The daemon's logger: one line per event, on standard error. Libraries speak up from warnings on."""
-    logging.basicConfig(level="WARNING", format="%(asctime)s %(name)s %(levelname)s: %(message)s", force=True)
-    logger = logging.getLogger(name)
-    logger.setLevel(level.upper())
-    return logger

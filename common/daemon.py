@@ -5,22 +5,27 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import trio
 
+from common import notify
 from common.config import ConfigError
 from common.dataplane import PacketLoop
 from common.engine import Engine
-from common.keyring import KeySource
 from common.net.errors import HostError
 from common.net.packet_socket import Tap
+from common.net.taps import Taps
 from common.net.tun import Tun
+from common.net.watch import NetworkWatch
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _REACTED_TO = (signal.SIGHUP, signal.SIGUSR1)
 WATCH_SECONDS = 2.0
+TEND_SECONDS = 3.0
+_TEND_PAUSE_SECONDS = 0.1
 SILENCE_SECONDS = 600.0
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
 """How rarely cycles are looked for: packets make none, and many flows take long to walk through."""
@@ -46,55 +51,72 @@ def run_command(name: str, serve: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def serve(
-    engine: Engine,
-    keys: KeySource,
-    announce: Callable[[], None],
-    complaints: Mapping[str, str],
-    logger: logging.Logger,
-) -> None:
-    """Move packets until SIGTERM or SIGINT. SIGHUP reads the keys again, SIGUSR1 logs the counters.
+class Running(NamedTuple):
+    """What a daemon does besides moving packets."""
 
-    ``announce`` is called once signals are heeded; ``complaints`` are those of `complain`.
-    """
+    reload: Callable[[], str]
+    """Take the configuration anew, all of it, and say what has changed; or raise `ConfigError` or `HostError`
+    and change nothing."""
+    announce: Callable[[], None]
+    """Called once signals are heeded."""
+    complaints: Mapping[str, str]
+    """Those of `complain`."""
+    tasks: Sequence[Callable[[], Awaitable[None]]] = ()
+
+
+def serve(engine: Engine[Any], running: Running, watch: NetworkWatch, logger: logging.Logger) -> None:
+    """Move packets until SIGTERM or SIGINT. SIGHUP reloads, SIGUSR1 logs the counters."""
 
     def report() -> None:
         log_counters(logger, {**engine.sizes(), **engine.counters()})
 
     def reload() -> None:
-        reload_keys(keys, logger)
-        engine.take_keys()
+        notify.reloading()
+        try:
+            logger.info("reloaded: %s", running.reload())
+        except (ConfigError, HostError) as error:
+            logger.error("not reloaded, all stays as it was: %s", error)
+        notify.ready()
 
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     reactions = {signal.SIGHUP: reload, signal.SIGUSR1: report}
+    complaints = {**LOOP_COMPLAINTS, **running.complaints}
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.loop.run)
-            for task in engine.tasks:
+            for task in (*engine.tasks, *running.tasks, notify.keep_watchdog):
                 nursery.start_soon(task)
-            nursery.start_soon(complain, engine.counters, {**LOOP_COMPLAINTS, **complaints}, logger)
-            announce()
+            nursery.start_soon(tend, engine.tend, watch, logger)
+            nursery.start_soon(complain, engine.counters, complaints, logger)
+            running.announce()
+            notify.ready()
 
     ended_by = trio.run(_run_until_stopped, main, reactions)
+    notify.stopping()
     report()
     logger.info("stopped by %s", ended_by.name)
 
 
-def reload_keys(keys: KeySource, logger: logging.Logger) -> None:
-    if keys.is_insecure:
-        logger.info("nothing to reload: --insecure needs no key file")
-        return
-    try:
-        keys.reload()
-    except ConfigError as error:
-        logger.error("key file not reloaded, the old keys stay: %s", error)
-    else:
-        logger.info("key file reloaded")
+async def tend(repair: Callable[[], list[str]], watch: NetworkWatch, logger: logging.Logger) -> None:
+    """For ever: have what somebody has taken away put back, soon after it is noticed."""
+    complaint = ""
+    while True:
+        with trio.move_on_after(TEND_SECONDS):
+            await watch.changed()
+        try:
+            for said in repair():
+                logger.warning("%s", said)
+            complaint = ""
+        except HostError as error:
+            if str(error) != complaint:
+                logger.error("cannot restore what is missing: %s", error)
+            complaint = str(error)
+        await trio.sleep(_TEND_PAUSE_SECONDS)
 
 
-def loop_counters(loop: PacketLoop, tun: Tun, taps: Iterable[Tap]) -> dict[str, int]:
+def loop_counters(loop: PacketLoop, tun: Tun, taps: Iterable[Tap | Taps]) -> dict[str, int]:
     """Packets that never reached the core, on which it failed, or that the kernel did not take."""
     return {
         "bugs": loop.failures,

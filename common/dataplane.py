@@ -3,6 +3,8 @@
 A port (tap or TUN) fills one receive buffer. The core has a plan for a packet of an established flow, which
 is then rewritten in place and written to the TUN; every other packet is given to the core as a value.
 
+Ports may come and go while it runs.
+
 A packet that brings a bug of ours to light must not end the service of all others: it is dropped and
 counted, and the first one at each place in the code is logged with its traceback. A host on which nothing
 can be sent any more ends the loop with `HostError`.
@@ -51,6 +53,11 @@ class Feed(NamedTuple):
     port: Port
     plan: Callable[[bytearray, int, int, float], Rewrite | None]
     receive: Callable[[Packet, float], list[Packet]]
+    answers_at_once: bool = True
+    """Whether what another feed has had sent may have been answered here by the time that it is sent.
+
+    A server on this host has answered a SYN when the write to the TUN returns.
+    """
 
 
 class Timed(Protocol):
@@ -68,7 +75,9 @@ class PacketLoop:
         self.failures = 0
         """Packets and timers that were given up because of a bug."""
         self._tun = tun
-        self._feeds = list(feeds)
+        self._feeds = {feed.port: feed for feed in feeds}
+        self._scopes: dict[Port, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
         self._timed = timed
         self._logger = logger
         self._logged: set[tuple[str, int | None]] = set()
@@ -77,28 +86,44 @@ class PacketLoop:
         self._alarm_at = math.inf
 
     async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_time)
-            for feed in self._feeds:
-                others = [other for other in self._feeds if other is not feed]
-                nursery.start_soon(self._pump, feed, others)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._keep_time)
+                for feed in self._feeds.values():
+                    self._nursery.start_soon(self._pump, feed)
+        finally:
+            self._nursery = None
+
+    def add(self, feed: Feed) -> None:
+        """Take packets from one more port, now or as soon as the loop runs."""
+        self._feeds[feed.port] = feed
+        if self._nursery is not None:
+            self._nursery.start_soon(self._pump, feed)
+
+    def remove(self, port: Port) -> None:
+        """Touch ``port``, which was added and is open, no more from now on."""
+        del self._feeds[port]
+        if port in self._scopes:
+            self._scopes[port].cancel()
 
     def send(self, packets: Iterable[Packet]) -> None:
         for packet in packets:
             self._tun.send_packet(packet.data, offload.emit(packet.offload))
 
-    async def _pump(self, feed: Feed, others: list[Feed]) -> None:
-        """Take what comes, and at once what the others have by now if the core has sent something.
-
-        A server on this host has answered a SYN by the time that the write to the TUN returns.
-        """
-        while True:
-            await trio.lowlevel.wait_readable(feed.port)
-            now = time.monotonic()
-            if self._take(feed, now):
-                for other in others:
-                    self._take(other, now)
-            self._advance_alarm(now)
+    async def _pump(self, feed: Feed) -> None:
+        """Until removed: take what comes, and what others have by now if the core has sent something."""
+        with trio.CancelScope() as self._scopes[feed.port]:
+            while feed.port in self._feeds:
+                await trio.lowlevel.wait_readable(feed.port)
+                if feed.port not in self._feeds:  # removed since it became readable
+                    break
+                now = time.monotonic()
+                if self._take(feed, now):
+                    for other in list(self._feeds.values()):
+                        if other.answers_at_once and other is not feed:
+                            self._take(other, now)
+                self._advance_alarm(now)
+        del self._scopes[feed.port]
 
     def _take(self, feed: Feed, now: float) -> bool:
         """`_drain`, and then on, whatever a packet has brought to light."""
@@ -113,7 +138,7 @@ class PacketLoop:
     def _drain(self, feed: Feed, now: float) -> bool:
         """Whether the core has sent something, beyond what went by plan."""
         has_sent = False
-        port, plan_for, receive = feed
+        port, plan_for, receive, _ = feed
         receive_into, send, apply, buffer = port.receive_into, self._tun.send, rewrite.apply, self._buffer
         for _ in range(BATCH):
             try:

@@ -13,12 +13,11 @@ from pathlib import Path
 from siphash24 import siphash24
 
 from common.config import ConfigError
-from common.wire import handoff
+from common.wire import channel, handoff
 from common.wire.handoff import Handoff
 from common.wire.mac import Mac
 
 KEY_SIZE = 16
-DEFAULT_KEY_FILE = Path("/etc/l3dsr/handoff.key")
 _MAX_KEYS = 2
 _INSECURE_KEY = bytes(KEY_SIZE)
 
@@ -50,6 +49,16 @@ class Keyring:
             hmac.compare_digest(make_mac(key)(signed), message.tag)
             for key in self.keys
             if key_id(key) == message.key_id
+        )
+
+    def channel_keys(self) -> tuple[channel.Key, ...]:
+        """Those of the channel, the current one first.
+
+        Each is made of a handoff key, so that no tag of a datagram is ever that of a handoff.
+        """
+        derived = (b"".join(map(make_mac(key), channel.KEY_LABELS)) for key in self.keys)
+        return tuple(
+            channel.Key(key_id(key), make_mac(made)) for key, made in zip(self.keys, derived, strict=True)
         )
 
 
@@ -87,11 +96,14 @@ class KeySource:
         """`ConfigError` where the keys cannot be used."""
         self.is_insecure = is_insecure
         self._path = path
-        self.reload()
+        self._keyring = self.read()
 
-    def reload(self) -> None:
-        """Read the key file again. With a `ConfigError` the keys stay what they were."""
-        self._keyring = insecure() if self.is_insecure else load(self._path)
+    def read(self) -> Keyring:
+        """What the key file says now; nothing changes yet. `ConfigError`."""
+        return insecure() if self.is_insecure else load(self._path)
+
+    def take(self, keyring: Keyring) -> None:
+        self._keyring = keyring
 
     @property
     def keyring(self) -> Keyring:

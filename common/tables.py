@@ -6,6 +6,7 @@ of what somebody relies on.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 Key = TypeVar("Key")
@@ -85,6 +86,10 @@ class DictTable(Generic[Key, Value]):
     def delete(self, key: Key) -> None:
         self._values.pop(key, None)
 
+    def items(self) -> Iterator[tuple[Key, Value]]:
+        """All of them, while they may change."""
+        return _items(self._values)
+
     def __len__(self) -> int:
         return len(self._values)
 
@@ -133,8 +138,19 @@ class AgingTable(Generic[Key, Value]):
     def oldest(self) -> Key | None:
         return next(iter(self._deadlines), None)
 
+    def items(self) -> Iterator[tuple[Key, Value]]:
+        """All of them, while they may change."""
+        return _items(self._values)
+
     def __contains__(self, key: Key) -> bool:
         return key in self._values
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def _items(values: dict[Key, Value]) -> Iterator[tuple[Key, Value]]:
+    for key in list(values):
+        value = values.get(key)
+        if value is not None:
+            yield key, value

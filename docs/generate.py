@@ -13,11 +13,17 @@ from enum import Enum
 from itertools import groupby
 from pathlib import Path
 
-from balancer import config as balancer_config
+from balancer import document as balancer_document
+from balancer import options as balancer_options
 from balancer.core import machine as balancer_machine
+from balancer.core import roster
+from common.metrics.families import BALANCER, PACKETBRIDGE
 from common.tcp import activity
-from common.wire import handoff
-from packetbridge import config as packetbridge_config
+from common.wire import channel, handoff
+from docs.keys import key_tables
+from docs.metric_tables import metric_table
+from packetbridge import document as packetbridge_document
+from packetbridge import options as packetbridge_options
 from packetbridge.core import machine as packetbridge_machine
 from tests.conformance import differences
 
@@ -93,8 +99,9 @@ def _said(event: Enum) -> str:
     return event.value if isinstance(event.value, str) else event.name.lower().replace("_", " ")
 
 
-def _handoff_layout() -> str:
-    return f"```\n{bit_diagram(handoff.LAYOUT)}\n```\n\n{field_table(handoff.LAYOUT)}"
+def layout_section(layout: Sequence[handoff.Field]) -> str:
+    """Bit diagram and table of fields."""
+    return f"```\n{bit_diagram(layout)}\n```\n\n{field_table(layout)}"
 
 
 def _balancer_states() -> str:
@@ -110,6 +117,10 @@ def _activity_phases() -> str:
     return mermaid((*pair, following) for pair, following in activity.PHASES.items())
 
 
+def _roster_states() -> str:
+    return mermaid((*pair, following) for pair, following in roster.RULES.items())
+
+
 def usage(parser: argparse.ArgumentParser) -> str:
     """A command's --help."""
     return f"```\n{parser.format_help()}```"
@@ -117,12 +128,25 @@ def usage(parser: argparse.ArgumentParser) -> str:
 
 GENERATORS: Mapping[str, Callable[[], str]] = {
     "activity-phases": _activity_phases,
-    "balancer-options": lambda: usage(balancer_config.make_parser()),
+    "balancer-keys": lambda: key_tables(balancer_document.BalancerKeys, balancer_document.TEXT_TYPES),
+    "balancer-metrics": lambda: metric_table(BALANCER),
+    "balancer-options": lambda: usage(balancer_options.make_parser()),
     "balancer-states": _balancer_states,
-    "handoff-layout": _handoff_layout,
-    "packetbridge-options": lambda: usage(packetbridge_config.make_parser()),
+    "channel-flow-layout": lambda: layout_section(channel.FLOW_LAYOUT),
+    "channel-flow-question-layout": lambda: layout_section(channel.FLOW_QUESTION_LAYOUT),
+    "channel-header-layout": lambda: layout_section(channel.HEADER_LAYOUT),
+    "channel-refusal-layout": lambda: layout_section(channel.REFUSAL_LAYOUT),
+    "channel-report-layout": lambda: layout_section(channel.REPORT_LAYOUT),
+    "channel-vip-layout": lambda: layout_section(channel.VIP_LAYOUT),
+    "handoff-layout": lambda: layout_section(handoff.LAYOUT),
+    "packetbridge-keys": lambda: key_tables(
+        packetbridge_document.PacketbridgeKeys, packetbridge_document.TEXT_TYPES
+    ),
+    "packetbridge-metrics": lambda: metric_table(PACKETBRIDGE),
+    "packetbridge-options": lambda: usage(packetbridge_options.make_parser()),
     "packetbridge-states": _packetbridge_states,
     "plane-differences": differences.markdown,
+    "roster-states": _roster_states,
 }
 
 

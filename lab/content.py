@@ -32,6 +32,10 @@ class Content:
     def path(self, name: str) -> Path:
         return self.directory / name
 
+    def size(self, name: str) -> int:
+        """In bytes."""
+        return FILES[name]
+
     def md5(self, name: str) -> str:
         """In hexadecimal, as md5sum prints it."""
         if name not in self._md5:

@@ -8,20 +8,17 @@ import argparse
 import hashlib
 import io
 import re
-import shlex
 import sys
-import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import AUTO, ENGINES
 from lab.errors import LabError
-from lab.host import Host
-from lab.process import Process
+from lab.outage import Fetched, Outage
+from lab.showing import show, show_bar, show_command, sign_of_life, step
 from lab.testbed import Lab
 
 UNKNOWN = "unknown"
@@ -44,25 +41,12 @@ NO_LOSS_PROBES = ("net.ipv4.tcp_early_retrans", 0)
 """A tail loss probe goes out on mere suspicion, after a few ms without an acknowledgment. Two cores that are
 shared by all hosts are sometimes busy for as long; what is counted shall be losses.
 """
-BAR_WIDTH = 40
-COLUMNS = 100
-INDENT = " " * 5
 
 PICTURE = """\
      client ── request ──▶ balancer ── handoff ──▶ the node that the URL hashes to
         ▲                                                 │
         └───────── answer, past the balancer ─────────────┘
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """One request, over a connection of its own."""
-
-    url: str
-    node: str
-    client: str
-    """The client's address as NGINX saw it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +137,14 @@ class Demo:
         gbit, direct_gbit = self._compare_throughput(download.node)
         self._post()
         self._count_losses(before)
+        self.problems += Outage(self._lab, spreading.first, self._fetch).run()
         return Findings(engine, spreading, download, gbit, direct_gbit, self.problems)
 
     def _start_daemons(self) -> str:
         """The engine that they have chosen."""
         with step("Starting a packetbridge on each node, then the balancer"):
             bridges = [self._lab.start_packetbridge(node.name) for node in self._lab.topology.nodes]
-            balancer = self._lab.start_balancer()
+            balancer = self._lab.start_balancer(health="/")
         show_command(self._lab.nodes[0], bridges[0])
         show_command(self._lab.balancer, balancer)
         engines = {engine_of(daemon.read_log()) for daemon in (balancer, *bridges)}
@@ -310,51 +295,6 @@ def engine_of(log: str) -> str:
 def md5_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """`share` of `width` cells in eighths of a cell, at least one of them."""
-    eighths = max(1, round(share * width * 8))
-    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def show(text: str) -> None:
-    print(INDENT + text)
-
-
-def show_bar(name: str, value: float, longest: float, text: str) -> None:
-    """`longest` is the value of a bar of full length."""
-    show(f"{name:14}{bar(value / longest):{BAR_WIDTH}}  {text}")
-
-
-def show_command(host: Host, process: Process) -> None:
-    """As a user would type it on that host."""
-    entering = ["ip", "netns", "exec", host.namespace]
-    program, *options = process.argv[len(entering) :]
-    typed = shlex.join([Path(program).name, *options])
-    indent = INDENT + " " * len(prompt := f"{host.name}# ")
-    lines = textwrap.wrap(
-        prompt + typed,
-        COLUMNS,
-        initial_indent=INDENT,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    print(" \\\n".join(lines))
-
-
-def sign_of_life() -> None:
-    print(".", end="", flush=True)
-
-
-@contextmanager
-def step(title: str) -> Iterator[None]:
-    """Says what is going on, and how long it took."""
-    started = time.monotonic()
-    print(f" * {title} ", end="", flush=True)
-    yield
-    print(f" {time.monotonic() - started:.1f} s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

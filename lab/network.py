@@ -36,17 +36,22 @@ def connect(router: Host, hosts: Iterable[Host], topology: Topology, *, vip_loca
     _set_router_sysctls(router)
     for host in hosts:
         host.sysctl("net.ipv4.ip_forward", 0)
-        _connect_router_end(router, host, topology.link(host.name))
-        local = topology.routed_addresses(host.name)
-        if host.name == "balancer" and not vip_local:
-            local = ()
-        _connect_host_end(host, topology.link(host.name), [f"{address}/32" for address in local])
-    routes = []
-    for host in hosts:
-        gateway = topology.link(host.name).addresses[0]
-        routed = topology.routed_addresses(host.name)
-        routes += [f"route add {address}/32 via {gateway} dev {host.name}" for address in routed]
-    _ip_batch(router, routes)
+        lay_link(router, host, topology, vip_local=vip_local)
+
+
+def lay_link(router: Host, host: Host, topology: Topology, *, vip_local: bool) -> None:
+    """Between a host and the router, with addresses and routes."""
+    link, routed = topology.link(host.name), topology.routed_addresses(host.name)
+    local = () if host.name == "balancer" and not vip_local else routed
+    _connect_router_end(router, host, link)
+    _connect_host_end(host, link, [f"{address}/32" for address in local])
+    gateway = link.addresses[0]
+    _ip_batch(router, [f"route add {address}/32 via {gateway} dev {host.name}" for address in routed])
+
+
+def take_link(router: Host, host: Host) -> None:
+    """Both ends are deleted, with all addresses and routes."""
+    router.run(["ip", "link", "delete", host.name])
 
 
 def set_link_mtu(router: Host, host: Host, mtu: int) -> None:

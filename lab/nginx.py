@@ -1,5 +1,6 @@
 """A node's NGINX: the distribution's own, with a configuration and directories of its own.
 
+It listens on both backend addresses at port 80, and on the first at `OTHER_PORT`, too.
 What it answers (each answer has X-Node, X-Client and X-Backend, the address it was asked at):
 
     /1k /4k /64k /1m /100m        the files of lab.content
@@ -19,6 +20,7 @@ from lab.process import Process
 from lab.topology import Node
 
 DEFAULT_BACKLOG = 511
+OTHER_PORT = 8080
 ECHO_MODULE = "ngx_http_echo_module.so"
 
 CONFIGURATION = """\
@@ -57,6 +59,7 @@ http {{
     server {{
         listen {node.backend}:80 backlog={backlog};
         listen {node.second_backend}:80 backlog={backlog};
+        listen {node.backend}:{other_port} backlog={backlog};
         server_name {node.name};
 
         add_header X-Node {node.name} always;
@@ -113,7 +116,7 @@ class Nginx:
         return self._process
 
     def begin_start(self, *, backlog: int = DEFAULT_BACKLOG) -> None:
-        """`backlog` is the accept queue's length (of either listening socket)."""
+        """`backlog` is the accept queue's length (of each listening socket)."""
         self.directory.mkdir(exist_ok=True)
         configuration = self.directory / "nginx.conf"
         configuration.write_text(
@@ -122,6 +125,7 @@ class Nginx:
                 modules=_modules_directory(),
                 echo_module=ECHO_MODULE,
                 node=self.node,
+                other_port=OTHER_PORT,
                 backlog=backlog,
                 content=self.content.directory,
                 files="|".join(FILES),

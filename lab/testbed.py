@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ PROGRAMS: Mapping[str, str] = {
     "curl": "curl",
 }
 READY = "ready"
+NO_CONFIGURATION = Path(os.devnull)
+"""So that what this machine has in /etc is not read."""
 READY_SECONDS = 60
 """For a daemon under an emulated processor, whose kernel verifies the programs: up to 20 s."""
 
@@ -134,16 +137,19 @@ class Lab:
     def key_file(self) -> Path:
         return self.directory / "handoff.key"
 
-    def start_balancer(self, *extra_options: str, nodes: Sequence[str] | None = None) -> Process:
-        """At the topology's service; `extra_options` come last and so override. `nodes` are as the option
-        --node has them, all of the topology unless given.
+    def start_balancer(
+        self, *extra_options: str, nodes: Sequence[str] | None = None, health: str = "off"
+    ) -> Process:
+        """At the topology's service. `extra_options` come last and so override. `nodes` are as the option
+        --node has them, all of the topology unless given; `health` is as --health has it: most tests look at
+        every packet, and want none that is not of their own.
         """
         service = self.topology.service
         if nodes is None:
             nodes = [f"{node.name}={node.bridge}" for node in self.topology.nodes]
         options = [f"--listen={service.vip}:{service.port}", f"--dscp={service.dscp}"]
         options += [f"--node={node}" for node in nodes]
-        return self._start_daemon(self.balancer, "balancer", options, extra_options)
+        return self._start_daemon(self.balancer, "balancer", [*options, f"--health={health}"], extra_options)
 
     def start_packetbridge(self, node_name: str, *extra_options: str) -> Process:
         """`extra_options` come last and so override."""
@@ -156,11 +162,45 @@ class Lab:
         ]
         return self._start_daemon(self.hosts[node_name], "packetbridge", options, extra_options)
 
+    def start_configured(self, host: Host, daemon: str, configuration: str, *extra_options: str) -> Process:
+        """With a configuration file of this text, in the host's directory, and what every daemon of this lab
+        is told.
+        """
+        path = self.configuration_file(host, daemon)
+        path.write_text(configuration)
+        return self._start_daemon(host, daemon, [], extra_options, configuration=path)
+
+    def configuration_file(self, host: Host, daemon: str) -> Path:
+        return host.directory / f"{daemon}.toml"
+
+    def tool(
+        self, host: Host, *arguments: str, check: bool = True, timeout: float = 30
+    ) -> subprocess.CompletedProcess[str]:
+        """`l3dsr` with these arguments on a host, told where its daemons' control sockets are."""
+        return host.run(_tool_command(host, arguments), check=check, timeout=timeout)
+
+    def start_tool(self, host: Host, *arguments: str) -> Process:
+        """The same in the background."""
+        return host.start(_tool_command(host, arguments), name="l3dsr")
+
     def start_daemons(self) -> None:
         """The balancer and every node's packetbridge."""
         for node in self.topology.nodes:
             self.start_packetbridge(node.name)
         self.start_balancer()
+
+    def take_link(self, host_name: str) -> None:
+        """The host's interface is deleted, with its addresses and routes."""
+        network.take_link(self.router, self.hosts[host_name])
+
+    def lay_link(self, host_name: str) -> None:
+        """Again, as it was: an interface of the same name, with another index."""
+        host = self.hosts[host_name]
+        network.lay_link(self.router, host, self.topology, vip_local=self._vip_local)
+        if self._mtu_sized:
+            network.switch_offloads_off(self.router, [host])
+        if self._keep_order:
+            network.keep_order(self.router, [host])
 
     def set_link_mtu(self, host_name: str, mtu: int) -> None:
         """On both ends of the host's link: TCP knows and never sends more."""
@@ -207,15 +247,22 @@ class Lab:
             file.write(secrets.token_hex(16) + "\n")
 
     def _start_daemon(
-        self, host: Host, name: str, options: Sequence[str], extra_options: Sequence[str]
+        self,
+        host: Host,
+        name: str,
+        options: Sequence[str],
+        extra_options: Sequence[str],
+        configuration: Path = NO_CONFIGURATION,
     ) -> Process:
         state_directory.make(host.state_directory)
         common = [
             f"--engine={self.engine}",
             f"--state-dir={host.state_directory}",
             f"--key-file={self.key_file}",
+            "--log-format=human",
         ]
-        argv = [str(daemon_program(name)), *options, *common, *extra_options]
+        program = str(daemon_program(name))
+        argv = [program, f"--config={configuration}", *options, *common, *extra_options]
         process = host.start(argv, name=name)
         process.wait_for(READY, READY_SECONDS)
         return process
@@ -226,12 +273,17 @@ class Lab:
         return self._run_directory
 
 
+def _tool_command(host: Host, arguments: Sequence[str]) -> list[str]:
+    command, *rest = arguments
+    return [str(daemon_program("l3dsr")), command, f"--state-dir={host.state_directory}", *rest]
+
+
 def daemon_program(name: str) -> Path:
     """As installed beside the Python that runs the lab. Raises LabError where it is not."""
-    program = Path(sys.executable).parent / name
-    if not program.exists():
-        raise LabError(f"{program} does not exist; `make setup` installs it")
-    return program
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise LabError(f"{path} does not exist; `make setup` installs it")
+    return path
 
 
 def _check_host() -> None:

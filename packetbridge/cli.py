@@ -1,12 +1,12 @@
 """The command `packetbridge`."""
 
-from common.config import configure_logging
 from common.daemon import run_command
+from common.log import configure_logging
 from packetbridge import config, daemon
 
 
 def main() -> None:
     """Exit code 0 after SIGTERM or Ctrl-C, 2 if the configuration or the host does not allow to start."""
     settings = config.parse()
-    logger = configure_logging("packetbridge", settings.host.log_level)
-    run_command("packetbridge", lambda: daemon.run(settings, logger))
+    logger = configure_logging("packetbridge", settings.host.log_level, settings.host.log_format)
+    run_command("packetbridge", lambda: daemon.run(settings, config.load, logger))

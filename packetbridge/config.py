@@ -1,128 +1,110 @@
-"""The packetbridge's options."""
+"""What a packetbridge is configured to do: its file and options, validated as a whole."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
-from common.config import (
-    DEFAULT_BACKEND,
-    DEFAULT_BRIDGE,
-    DEFAULT_INDEX,
-    DEFAULT_VIP,
-    ConfigError,
-    Endpoint,
-    HostConfig,
-    Parser,
-    add_common_options,
-    host_config,
-    parse_address,
-    parse_command,
-    parse_endpoint,
-    parse_number,
-    require_distinct,
-)
-from common.keyring import DEFAULT_KEY_FILE
-from common.wire import dscp
-from packetbridge.core.service import Limits
+import msgspec
 
-_AUTO, _OFF = "auto", "off"
-
-_DESCRIPTION = (
-    "Take over connections from a balancer on the node that serves them: open each to the local server as"
-    " if by the client, and send the server's replies to the client as the virtual IP."
-)
+from common import keyring, vip_map
+from common.config import Endpoint, HostConfig
+from common.options import host_config, parse_command, read_document, restart_only_of_host
+from common.toml import Document
+from common.vip_map import VipMap
+from packetbridge import options as packetbridge_options
+from packetbridge.core.service import Limits, Timeouts
+from packetbridge.document import TEXT_TYPES, PacketbridgeKeys
 
 
 @dataclass(frozen=True, slots=True)
 class VipConfig:
     index: int
+    """The VIP index, 1 to 63, which travels as the DSCP."""
     vip: Endpoint
     backend: Endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class PacketbridgeConfig:
-    """Validated as a whole by `parse`."""
-
     bridge: IPv4Address
     vips: tuple[VipConfig, ...]
-    max_flows: int
+    limits: Limits
+    timeouts: Timeouts
     adopt: bool
     """Whether listeners may be given connections without a handshake."""
     host: HostConfig
+    path: Path | None
+    """The configuration file, if there is one."""
+    warnings: tuple[str, ...] = ()
+    """What an operator should know of it, one line each."""
+
+
+def load(arguments: Sequence[str] | None = None) -> PacketbridgeConfig:
+    """Of the command's arguments and the file as it is now. `ConfigError` where something is wrong."""
+    return _load(packetbridge_options.make_parser().parse_args(arguments))
 
 
 def parse(arguments: Sequence[str] | None = None) -> PacketbridgeConfig:
-    return parse_command(make_parser(), arguments, _validated)
+    """`load` for a command that starts: see `parse_command`."""
+    return parse_command(packetbridge_options.make_parser(), arguments, _load, _checked)
 
 
-def make_parser() -> Parser:
-    parser = Parser("packetbridge", _DESCRIPTION)
-    parser.add_argument(
-        "--listen",
-        metavar="ADDR",
-        default=str(DEFAULT_BRIDGE),
-        help="the bridge address: the address of this host that the balancer knows the node by",
-    )
-    parser.add_argument(
-        "--backend",
-        metavar="ADDR:PORT",
-        default=DEFAULT_BACKEND,
-        help="where the local server listens, on an address of this host",
-    )
-    parser.add_argument(
-        "--vip",
-        metavar="DSCP=ADDR[:PORT][@ADDR:PORT]",
-        action="append",
-        help="a virtual IP and port by the DSCP that stands for it, and its backend if it is not that of"
-        f" --backend; repeat it for more (default: {DEFAULT_INDEX}={DEFAULT_VIP})",
-        default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "--max-flows",
-        metavar="N",
-        default=str(Limits().flows),
-        help="connections kept at most; handoffs of more are dropped",
-    )
-    parser.add_argument(
-        "--adopt",
-        choices=(_AUTO, _OFF),
-        default=_AUTO,
-        help="have the server's listening socket adopt connections without a handshake, if engine and kernel"
-        " can do that; off where this host's firewall drops connections whose SYN it has not seen",
-    )
-    add_common_options(parser, DEFAULT_KEY_FILE)
-    return parser
+def restart_only(old: PacketbridgeConfig, new: PacketbridgeConfig) -> list[str]:
+    """The keys that differ and that a running packetbridge does not change."""
+    names = {"bridge": "listen", "adopt": "adopt", "limits": "limits", "timeouts": "timeouts"}
+    differing = [key for name, key in names.items() if getattr(old, name) != getattr(new, name)]
+    return restart_only_of_host(old.host, new.host) + differing
 
 
-def _validated(options: argparse.Namespace) -> PacketbridgeConfig:
-    bridge = parse_address(options.listen)
-    backend = parse_endpoint(options.backend)
-    texts = getattr(options, "vip", None) or [f"{DEFAULT_INDEX}={DEFAULT_VIP}"]
-    vips = tuple(_parse_vip(text, backend) for text in texts)
-    require_distinct("VIPs", "the DSCP", [vip.index for vip in vips])
-    require_distinct("VIPs", "the address and port", [vip.vip for vip in vips])
-    require_distinct("VIPs", "the backend", [vip.backend for vip in vips])
-    for vip in vips:
-        if bridge == vip.vip.address:
-            raise ConfigError(f"--listen {bridge} is the address of a VIP: it must be one of this host alone")
+def _load(options: argparse.Namespace) -> PacketbridgeConfig:
+    document = read_document("packetbridge", options)
+    packetbridge_options.put(document, options)
+    keys = document.decode(PacketbridgeKeys, TEXT_TYPES)
+    needs_map = keys.vip_map.backend is not None or any(vip.dscp == "map" for vip in keys.vip)
+    found = vip_map.read(keys.vip_map.files) if needs_map else VipMap({}, ())
+    vips = tuple(_vips(document, keys, found))
+    if not vips:
+        raise document.error((), "there is no VIP to serve: give a [[vip]], or fill the files of vip-map")
+    document.require_distinct((), "VIPs", "the DSCP", [vip.index for vip in vips])
+    document.require_distinct((), "VIPs", "the address and port", [vip.vip for vip in vips])
+    document.require_distinct((), "VIPs", "the backend", [vip.backend for vip in vips])
+    if keys.listen in {vip.vip.address for vip in vips}:
+        raise document.error(
+            ("listen",), f"{keys.listen} is the address of a VIP: it must be one of this host alone"
+        )
     return PacketbridgeConfig(
-        bridge=bridge,
+        bridge=keys.listen,
         vips=vips,
-        max_flows=parse_number(options.max_flows, 1, 10_000_000, "--max-flows"),
-        adopt=options.adopt == _AUTO,
-        host=host_config(options),
+        limits=Limits(**msgspec.structs.asdict(keys.limits)),
+        timeouts=Timeouts(**msgspec.structs.asdict(keys.timeouts)),
+        adopt=keys.adopt == "auto",
+        host=host_config(document, keys, "packetbridge"),
+        path=document.path,
+        warnings=found.warnings,
     )
 
 
-def _parse_vip(text: str, default_backend: Endpoint) -> VipConfig:
-    index, equals, rest = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--vip {text!r} is not DSCP=ADDR[:PORT], such as {DEFAULT_INDEX}={DEFAULT_VIP}")
-    vip, at, backend = rest.partition("@")
-    return VipConfig(
-        index=parse_number(index, dscp.MIN_INDEX, dscp.MAX_INDEX, "DSCP"),
-        vip=parse_endpoint(vip),
-        backend=parse_endpoint(backend) if at else default_backend,
-    )
+def _checked(config: PacketbridgeConfig) -> str:
+    if not config.host.insecure:
+        keyring.load(config.host.key_file)
+    return f"ok, {len(config.vips)} VIP{'s' * (len(config.vips) != 1)}"
+
+
+def _vips(document: Document, keys: PacketbridgeKeys, found: VipMap) -> Iterator[VipConfig]:
+    """Those of the file and, if it wants them, those of the map that it does not name."""
+    for at, entry in enumerate(keys.vip):
+        vip = entry.vip.value
+        index = found.indices.get(vip.address) if entry.dscp == "map" else entry.dscp
+        if not isinstance(index, int):
+            raise document.error(
+                ("vip", at), f"dscp is to come out of vip-map, but none of its files names {vip.address}"
+            )
+        yield VipConfig(index, vip, (entry.backend or keys.backend).value)
+    if keys.vip_map.backend is not None:
+        named = {entry.vip.value.address for entry in keys.vip}
+        for address, index in found.indices.items():
+            if address not in named:
+                vip = Endpoint(address, keys.vip_map.port)
+                yield VipConfig(index, vip, keys.vip_map.backend.of(vip))

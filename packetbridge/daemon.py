@@ -1,17 +1,28 @@
 """The packetbridge as a process: what it takes from the host, and what it gives back when it stops."""
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 
 from common import engine
-from common.daemon import serve
-from common.engine import Engine, Site
+from common.config import EBPF, ConfigError, parse_endpoint
+from common.console import Desk
+from common.counters import Counters
+from common.daemon import Running, serve
+from common.engine import Site
 from common.keyring import KeySource
-from common.net import host, intake, interfaces
+from common.net import host, privileges
+from common.net.privileges import Capability
+from common.net.watch import NetworkWatch
+from common.outlets import Outlets
 from packetbridge import raw
-from packetbridge.config import PacketbridgeConfig
-from packetbridge.core.service import Limits, Service
+from packetbridge.channel import Server
+from packetbridge.commands import packetbridge_commands
+from packetbridge.config import PacketbridgeConfig, restart_only
+from packetbridge.core.service import Service
 from packetbridge.ebpf import plane
+from packetbridge.engine import PacketbridgeEngine
+from packetbridge.report import Reporter
 
 _COMPLAINTS = {
     "handoff_bad_tag": "handoffs with a wrong tag are dropped: has the balancer the same key file?",
@@ -23,57 +34,116 @@ _COMPLAINTS = {
 }
 
 
-def run(config: PacketbridgeConfig, logger: logging.Logger) -> None:
-    """Serve until SIGTERM or SIGINT. `ConfigError` or `HostError`, the host being as it was, if it cannot."""
+def run(config: PacketbridgeConfig, again: Callable[[], PacketbridgeConfig], logger: logging.Logger) -> None:
+    """Serve until SIGTERM or SIGINT; ``again`` reads the configuration for a reload.
+
+    `ConfigError` or `HostError`, the host being as it was, if it cannot.
+    """
     host.require_privileges()
     keys = KeySource(config.host.key_file, is_insecure=config.host.insecure)
     host.require_tun_device()
     host.require_no_strict_rp_filter()
-    found = interfaces.interfaces()
-    for address in (config.bridge, *(vip.backend.address for vip in config.vips)):
-        interfaces.interface_of(address, found)
     services = _services(config)
-    backends = [(vip.backend.address, vip.backend.port) for vip in config.vips]
-    limits = Limits(flows=config.max_flows)
-    site = Site(
-        keys=keys,
-        intake=intake.of_packetbridge(config.bridge, [vip.vip.port for vip in config.vips]),
-        tapped=interfaces.tap_interfaces(found),
-        state_dir=config.host.state_dir,
-        keep_flows=config.host.keep_flows,
-        logger=logger,
-    )
+    site = Site(keys, config.host.state_dir, config.host.keep_flows, logger)
     with ExitStack() as owned:
-        chosen = engine.start(
+        watch = owned.enter_context(closing(NetworkWatch()))
+        outlets = Outlets(config.host, owned)
+        started = engine.start(
             config.host.engine,
-            ebpf=lambda attempt: plane.start(services, backends, limits, site, attempt, adopt=config.adopt),
-            raw=lambda attempt: raw.start(services, backends, limits, site, attempt),
+            ebpf=lambda attempt: plane.start(
+                services, config.limits, config.timeouts, site, attempt, adopt=config.adopt
+            ),
+            raw=lambda attempt: raw.start(services, config.limits, config.timeouts, site, attempt),
             owned=owned,
             logger=logger,
         )
-        serve(
-            chosen,
-            keys,
-            announce=lambda: _log_start(config, site, chosen),
+        _Daemon(config, again, started, keys, outlets, logger).serve(owned, watch)
+
+
+class _Daemon:
+    """What moves packets, with all that is around it."""
+
+    def __init__(
+        self,
+        config: PacketbridgeConfig,
+        again: Callable[[], PacketbridgeConfig],
+        started: PacketbridgeEngine,
+        keys: KeySource,
+        outlets: Outlets,
+        logger: logging.Logger,
+    ) -> None:
+        self._config = config
+        self._again = again
+        self._engine = started.engine
+        self._keys = keys
+        self._outlets = outlets
+        self._logger = logger
+        self._counters: Counters[str] = Counters()
+        self._reporter = Reporter(started, config, lambda: self._counters)
+
+    def serve(self, owned: ExitStack, watch: NetworkWatch) -> None:
+        config = self._config
+        channel = Server(
+            config.bridge,
+            self._keys,
+            self._reporter.facts,
+            self._engine.find,
+            self._counters,
+            self._logger,
+            port=config.host.channel_port,
+        )
+        owned.enter_context(closing(channel))
+        desk = Desk(
+            engine=self._engine,
+            report=self._reporter.report,
+            reload=self._reload,
+            nodes_called=self._reporter.bridge_called,
+            indexes_of=self._indexes_of,
+        )
+        outlets = self._outlets.tasks(packetbridge_commands(desk), self._reporter.report, self._logger)
+        running = Running(
+            reload=lambda: "; ".join(self._reload()),
+            announce=self._announce,
             complaints=_COMPLAINTS,
-            logger=logger,
+            tasks=[channel.run, *outlets],
+        )
+        privileges.drop(in_reserve=[Capability.SYS_ADMIN] if self._engine.name == EBPF else [])
+        serve(self._engine, running, watch, self._logger)
+
+    def _reload(self) -> list[str]:
+        """All of it, or nothing."""
+        wanted = self._again()
+        if fixed := restart_only(self._config, wanted):
+            raise ConfigError(f"{', '.join(fixed)} cannot change while the packetbridge runs: restart it")
+        keyring = self._keys.read()
+        self._engine.apply(_services(wanted))
+        self._keys.take(keyring)
+        self._engine.take_keys()
+        self._logger.setLevel(wanted.host.log_level.upper())
+        self._config = self._reporter.config = wanted
+        self._reporter.generation += 1
+        return [f"{len(wanted.vips)} VIPs, generation {self._reporter.generation}", *wanted.warnings]
+
+    def _indexes_of(self, vip: str | None) -> list[int]:
+        wanted = None if vip is None else parse_endpoint(vip)
+        return [each.index for each in self._config.vips if wanted in (None, each.vip)]
+
+    def _announce(self) -> None:
+        config = self._config
+        if config.host.insecure:
+            self._logger.warning(
+                "insecure: whoever can send to %s can forge requests from any address", config.bridge
+            )
+        for warning in config.warnings:
+            self._logger.warning("%s", warning)
+        self._logger.info(
+            "ready: bridge address %s, %s, engine %s",
+            config.bridge,
+            ", ".join(f"DSCP {vip.index} = VIP {vip.vip} to {vip.backend}" for vip in config.vips),
+            self._engine.name,
         )
 
 
 def _services(config: PacketbridgeConfig) -> list[Service]:
     bridge = config.bridge.packed
     return [Service(vip.index, *vip.vip.wire, bridge, *vip.backend.wire) for vip in config.vips]
-
-
-def _log_start(config: PacketbridgeConfig, site: Site, chosen: Engine) -> None:
-    if config.host.insecure:
-        site.logger.warning(
-            "insecure: whoever can send to %s can forge requests from any address", config.bridge
-        )
-    site.logger.info(
-        "ready: bridge address %s on %s, %s, engine %s",
-        config.bridge,
-        ", ".join(interface.name for interface in site.tapped),
-        ", ".join(f"DSCP {vip.index} = VIP {vip.vip} to {vip.backend}" for vip in config.vips),
-        chosen.name,
-    )

@@ -10,7 +10,7 @@ the machine itself stops, its sockets and so its flows are gone anyway.
 import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from common.wire.segment import FlowKey
 from packetbridge.core import record
 from packetbridge.core.record import SIZE, Ended, FlowRecord, JournalEvent, Opened
 
+Existing = Callable[[Sequence[FlowKey]], Set[FlowKey]]
+"""For which of these flows the kernel has a socket."""
 SLOT_SIZE = 64
 """A divisor of the page size, and room for a record."""
 _FREE = bytes(SIZE)
@@ -118,21 +120,19 @@ class Journal:
 
 def restore_all(
     journal: Journal,
-    exists: Callable[[FlowKey], bool],
+    existing: Existing,
     restore: Callable[[FlowRecord, bool], list[Packet]],
     logger: logging.Logger,
 ) -> list[Packet]:
     """Have every flow that the last packetbridge left restored.
 
-    ``exists`` is asked for the kernel's socket, ``restore`` gets the answer. Returns what is to be sent.
+    ``restore`` is told of each whether the kernel has a socket. Returns what is to be sent.
     """
     packets: list[Packet] = []
     left = journal.read()
-    live = 0
+    live = existing([saved.key for saved in left])
     for saved in left:
-        has_socket = exists(saved.key)
-        packets += restore(saved, has_socket)
-        live += has_socket
+        packets += restore(saved, saved.key in live)
     if left:
-        logger.info("of %d flows left by the last run, %d are carried on", len(left), live)
+        logger.info("of %d flows left by the last run, %d are carried on", len(left), len(live))
     return packets

@@ -1,12 +1,14 @@
 """The core with what it asks of the host: a journal of its flows, and the kernel's word on sockets."""
 
 import logging
+from collections.abc import Sequence
 
 from common.net.errors import HostError
 from common.net.sock_diag import SocketQuery
 from common.wire.offload import Packet
 from common.wire.segment import FlowKey
 from packetbridge.core.engine import PacketbridgeCore
+from packetbridge.core.service import Service
 from packetbridge.journal import Journal, restore_all
 
 
@@ -27,10 +29,17 @@ class KeptCore:
         self._write_down()
         return packets
 
+    def serve(self, services: Sequence[Service], now: float) -> int:
+        """As `PacketbridgeCore.serve`."""
+        ended = self._core.serve(services, now)
+        self._write_down()
+        return ended
+
     def on_timeout(self, now: float) -> list[Packet]:
         packets, questions = self._core.on_timeout(now)
+        existing = self._existing(questions)
         for key in questions:
-            packets += self._core.socket_exists(key, self._exists(key), now)
+            packets += self._core.socket_exists(key, key in existing, now)
         self._write_down()
         return packets
 
@@ -38,20 +47,20 @@ class KeptCore:
         """Splice what flows the last packetbridge left, as far as their sockets live; probe the others."""
         packets = restore_all(
             self._journal,
-            self._query.exists,
+            self._query.existing,
             lambda saved, exists: self._core.restore(saved, now, exists),
             logger,
         )
         self._write_down()
         return packets
 
-    def _exists(self, key: FlowKey) -> bool:
-        """An idle flow of which the kernel says nothing is kept: it is asked again later."""
+    def _existing(self, keys: Sequence[FlowKey]) -> set[FlowKey]:
+        """Idle flows of which the kernel says nothing are kept: it is asked again later."""
         try:
-            return self._query.exists(key)
+            return self._query.existing(keys)
         except HostError:
             self._core.counters["socket_query_failed"] += 1
-            return True
+            return set(keys)
 
     def _write_down(self) -> None:
         if self._core.journal:

@@ -7,6 +7,7 @@ from balancer.core.connections import Connections
 from balancer.core.handshake import Greeter
 from balancer.core.machine import Event, State
 from balancer.core.preamble import contiguous_end
+from balancer.core.service import Service
 from common.wire import handoff, seq, tcp
 from common.wire.errors import WireError
 from common.wire.offload import Packet
@@ -19,6 +20,7 @@ NOBODY = Handshake(0, 0, 0, None, False, False)
 class Arrival(NamedTuple):
     """A segment that has come, and what it was recognised as."""
 
+    service: Service
     key: FlowKey
     packet: Packet
     segment: Segment
@@ -40,18 +42,24 @@ def check_flags(segment: Segment) -> None:
 
 
 def classify(
-    connections: Connections, greeter: Greeter, packet: Packet, segment: Segment, window: int, now: float
+    connections: Connections,
+    greeter: Greeter,
+    service: Service,
+    packet: Packet,
+    segment: Segment,
+    now: float,
 ) -> Arrival:
-    """``window`` is how many bytes a client may send before a node answers."""
+    """``segment`` is ``packet`` parsed, to ``service``."""
     key = segment.key
     state = connections.state_of(key)
-    event, handshake = _event_of(connections, greeter, state, segment, window, now)
-    return Arrival(key, packet, segment, state, event, handshake, now)
+    event, handshake = _event_of(connections, greeter, state, segment, service.preamble_window, now)
+    return Arrival(service, key, packet, segment, state, event, handshake, now)
 
 
 def _event_of(
     connections: Connections, greeter: Greeter, state: State, segment: Segment, window: int, now: float
 ) -> tuple[Event, Handshake]:
+    """``window`` is how many bytes a client may send before a node answers."""
     key = segment.key
     if segment.flags & tcp.SYN:
         return Event.SYN, NOBODY

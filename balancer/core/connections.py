@@ -1,11 +1,11 @@
-"""All connections of one service: which state each is in, and when it is forgotten."""
+"""All connections: which state each is in, and when it is forgotten."""
 
 from balancer.core.connection import Answered, Collecting, Flow
 from balancer.core.flow_table import Tables
 from balancer.core.machine import State
-from balancer.core.service import Limits
+from balancer.core.service import Limits, Service
 from common.deadlines import Deadlines, earliest
-from common.tables import AgingTable, DictTable, Table, TableFullError
+from common.tables import AgingTable, DictTable, TableFullError
 from common.wire.segment import FlowKey
 
 ANSWERED_SECONDS = 60.0
@@ -19,7 +19,7 @@ class Connections:
         self.flows = tables.flows
         self.verified = tables.verified
         self.answered: AgingTable[FlowKey, Answered] = AgingTable(limits.answered, ANSWERED_SECONDS)
-        self.collecting: Table[FlowKey, Collecting] = DictTable(limits.collecting)
+        self.collecting: DictTable[FlowKey, Collecting] = DictTable(limits.collecting)
         self.collecting_bytes = 0
         self._max_collecting_bytes = limits.collecting_bytes
         self._patience: Deadlines[FlowKey] = Deadlines(_PREAMBLE_RESOLUTION)
@@ -66,6 +66,11 @@ class Connections:
         self._forget_preamble(key)
         self.flows.delete(key)
         self.answered.delete(key)
+
+    def forget_service(self, service: Service) -> None:
+        for table in (self.flows, self.verified, self.collecting, self.answered):
+            for key in service.keys_among(table.items()):
+                self.forget(key)
 
     def expire(self, now: float) -> list[FlowKey]:
         """Forget what has lived too long. Returns the keys whose preamble was waited for long enough."""

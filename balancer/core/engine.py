@@ -5,20 +5,25 @@ and sent; every other packet goes to `receive`, which finds the connection's sta
 segment is to it, and carries out the rule that `machine.RULES` has for the two.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from balancer.core import handover, icmp_errors, preamble, refusal
+from balancer.core.choice import Choice
 from balancer.core.classify import Arrival, check_flags, classify
 from balancer.core.connection import Answered, Collecting, Flow
 from balancer.core.connections import Connections
+from balancer.core.farewell import farewell
 from balancer.core.flow_table import Tables, in_memory
 from balancer.core.handshake import Greeter
+from balancer.core.loads import CountedLoads, Loads
 from balancer.core.machine import RULES, Action, State
 from balancer.core.preamble import Verdict
-from balancer.core.service import Limits, Service
+from balancer.core.reports import flow_report
+from balancer.core.service import DEFAULT_TIMEOUTS, Limits, Service, Services, Timeouts
 from common.counters import Counters
 from common.deadlines import earliest
 from common.limit import TokenBucket
+from common.reports import FlowReport
 from common.tables import TableFullError
 from common.tcp import reset
 from common.tcp.activity import REACH, Activity, Phase
@@ -37,29 +42,36 @@ _MASK = seq.MODULUS - 1
 
 
 class BalancerCore:
-    """One service's connections.
+    """All services' connections.
 
-    ``mac`` keys the SYN cookies, ``sign`` puts key id and tag on a handoff, ``wall_clock`` gives seconds
-    since the epoch. ``now`` is seconds of one monotonic clock throughout.
+    ``services`` are the caller's; `serve` replaces them. ``mac`` keys the SYN cookies, ``sign`` puts key id
+    and tag on a handoff, ``wall_clock`` gives seconds since the epoch. ``now`` is seconds of one monotonic
+    clock throughout.
     """
 
     def __init__(
         self,
-        service: Service,
+        services: Services,
         mac: Mac,
         sign: Callable[[Handoff], Handoff],
         wall_clock: Callable[[], int],
         limits: Limits | None = None,
         tables: Tables | None = None,
+        loads: Loads | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        """``tables`` are in this process, if nothing else is said."""
+        """``tables`` and ``loads`` are in this process, if nothing else is said."""
         limits = limits or Limits()
-        tables = tables or in_memory(limits)
-        self.service = service
-        self.counters: Counters[str] = Counters()
+        tables = tables or in_memory(limits, timeouts)
+        self.services = services
+        self.loads = loads or CountedLoads()
+        self.bytes_to_nodes = 0
+        """Of IP."""
+        self._counters: Counters[str] = Counters()
+        self._patience = timeouts.preamble
         self._sign = sign
         self._wall_clock = wall_clock
-        self._greeter = Greeter(service, mac, tables.half_open)
+        self._greeter = Greeter(mac, tables.half_open)
         self._connections = Connections(limits, tables)
         self._find_flow = self._connections.flows.get
         self._resets = TokenBucket(limits.resets_per_second, limits.resets_per_second)
@@ -78,6 +90,7 @@ class BalancerCore:
             Action.FORGET: self._forget,
             Action.IGNORE: lambda _: (),
         }
+        self.serve(list(services))
 
     def plan(self, buffer: bytearray, at: int, length: int, now: float) -> Rewrite | None:
         """The plan for the packet whose IP header stands at ``at``, if it is ordinary data of a flow."""
@@ -95,6 +108,7 @@ class BalancerCore:
         if (end - activity.next) & _MASK < REACH:
             activity.next = end
         activity.seen = now
+        self.bytes_to_nodes += length
         return flow.plan
 
     def receive(self, packet: Packet, now: float) -> list[Packet]:
@@ -106,12 +120,15 @@ class BalancerCore:
             segment = segments.parse_untrusted(packet)
             check_flags(segment)
         except WireError as error:
-            self.counters[f"dropped_{error.reason}"] += 1
+            self._counters[f"dropped_{error.reason}"] += 1
             return []
-        window = self.service.preamble_window
-        arrival = classify(self._connections, self._greeter, packet, segment, window, now)
+        service = self.services.of_client(segment.key)
+        if service is None:
+            self._counters["dropped_no_service"] += 1
+            return []
+        arrival = classify(self._connections, self._greeter, service, packet, segment, now)
         action = RULES[arrival.state, arrival.event].action
-        self.counters[action.value] += 1
+        self._counters[action.value] += 1
         return list(self._actions[action](arrival))
 
     def next_deadline(self) -> float | None:
@@ -123,14 +140,66 @@ class BalancerCore:
         packets: list[Packet] = []
         for key in self._connections.expire(now):
             collecting = self._connections.collecting.get(key)
-            if collecting is not None:
-                self.counters[Action.GIVE_UP_KEY.value] += 1
-                packets += self._give_up_key(key, collecting, now)
+            service = self.services.of_client(key)
+            if collecting is not None and service is not None:
+                self._counters[Action.GIVE_UP_KEY.value] += 1
+                packets += self._give_up_key(service, key, collecting, now)
         return packets
 
     def owns(self, key: FlowKey) -> bool:
         """Whether the connection is in none of the tables that `Tables` has, but is the core's alone."""
         return self._connections.state_of(key) in (State.COLLECTING, State.ANSWERED)
+
+    def serve(self, services: Iterable[Service]) -> None:
+        """These from now on; `reload.refuse_changes` has not refused them.
+
+        Flows stay on their nodes. Connections of a service that is gone are forgotten.
+        """
+        services = list(services)
+        staying = {service.endpoint for service in services}
+        gone = [service for service in self.services if service.endpoint not in staying]
+        self.services.replace(services)
+        for service in gone:
+            self._connections.forget_service(service)
+            self._greeter.forget_service(service)
+            self.loads.forget(service.vip_index)
+        for service in services:
+            weights = {node.address: service.weights.get(node.address, 0) for node in service.nodes.values()}
+            self.loads.configure(service.vip_index, weights, service.load_factor)
+
+    def forget_node(self, vip_index: int, node: bytes, now: float) -> list[Packet]:
+        """Forget all flows of a VIP index at ``node``, a bridge address.
+
+        What is returned has their clients reset, by what `receive` answers to them.
+        """
+        service, flows = self.services.of_index(vip_index), self._connections.flows
+        packets: list[Packet] = []
+        for key, flow in flows.items():
+            if flow.node.address == node and service is not None and service.has(key):
+                flows.delete(key)
+                packets += map(segments.emit, farewell(key, flow, now))
+        return packets
+
+    def flows(self, now: float) -> Iterator[FlowReport]:
+        """All flows, while they may change."""
+        for key, flow in self._connections.flows.items():
+            service = self.services.of_client(key)
+            if service is not None:
+                yield flow_report(service, key, flow, now)
+
+    def find(self, client: bytes, port: int, vip_index: int, now: float) -> FlowReport | None:
+        """The flow of a client's address and port to a VIP index."""
+        service = self.services.of_index(vip_index)
+        if service is None:
+            return None
+        key = segments.flow_key(client, port, service.vip, service.port)
+        flow = self._connections.flows.get(key)
+        return None if flow is None else flow_report(service, key, flow, now)
+
+    @property
+    def counters(self) -> Counters[str]:
+        """As they are now."""
+        return Counters({**self._counters, "bytes_to_nodes": self.bytes_to_nodes})
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -141,19 +210,19 @@ class BalancerCore:
 
     def _answer_syn(self, arrival: Arrival) -> Iterable[Packet]:
         if not segments.checksum_holds(arrival.segment):
-            self.counters["dropped_bad_checksum"] += 1
+            self._counters["dropped_bad_checksum"] += 1
             return
-        yield segments.emit(self._greeter.answer_syn(arrival.segment, arrival.now))
+        yield segments.emit(self._greeter.answer_syn(arrival.service, arrival.segment, arrival.now))
 
     def _remember(self, arrival: Arrival) -> Iterable[Packet]:
         if self._connections.verified.put(arrival.key, arrival.handshake, arrival.now):
             self._greeter.forget(arrival.key, arrival.handshake)
         else:
-            self.counters["verified_table_full"] += 1
+            self._counters["verified_table_full"] += 1
         return ()
 
     def _answer_probe(self, arrival: Arrival) -> Iterable[Packet]:
-        yield segments.emit(refusal.acknowledge_nothing(self.service, arrival.segment, arrival.handshake))
+        yield segments.emit(refusal.acknowledge_nothing(arrival.service, arrival.segment, arrival.handshake))
 
     def _contest(self, arrival: Arrival) -> Iterable[Packet]:
         """A SYN changes nothing, but what comes next may belong to another connection of the same 4-tuple."""
@@ -173,67 +242,84 @@ class BalancerCore:
         return self._collect(arrival)
 
     def _collect(self, arrival: Arrival) -> Iterable[Packet]:
-        key, segment, now = arrival.key, arrival.segment, arrival.now
+        service, key, segment, now = arrival.service, arrival.key, arrival.segment, arrival.now
         known = self._connections.collecting.get(key) or Collecting(arrival.handshake)
         repeated = preamble.repeats(known, segment)
-        collecting = preamble.extended(known, segment, now)
-        verdict = preamble.judge(self.service, collecting)
+        collecting = preamble.extended(known, segment, now, self._patience)
+        verdict = preamble.judge(service, self.loads, collecting)
         if verdict is None and collecting.prefix:
             if repeated:
-                verdict = preamble.judge_unread(self.service, collecting, "key_unread_at_retransmission")
-            elif preamble.is_complete(collecting, self.service.preamble_window):
-                verdict = preamble.judge_unread(self.service, collecting, "key_unread_at_end")
+                verdict = self._judge_unread(service, collecting, "key_unread_at_retransmission")
+            elif preamble.is_complete(collecting, service.preamble_window):
+                verdict = self._judge_unread(service, collecting, "key_unread_at_end")
         if verdict is not None:
-            return self._carry_out(verdict, key, collecting, now)
+            return self._carry_out(service, verdict, key, collecting, now)
         if repeated:  # while the stream's start is missing: nothing new
             return ()
         if len(collecting.segments) <= preamble.MAX_SEGMENTS and self._connections.hold(key, collecting):
             self._greeter.forget(key, collecting.handshake)
             return ()
-        self.counters["preamble_no_room"] += 1
+        self._counters["preamble_no_room"] += 1
         if not collecting.prefix:
             return ()
-        verdict = preamble.judge_unread(self.service, collecting, "key_unread_for_want_of_room")
-        return self._carry_out(verdict, key, collecting, now)
+        verdict = self._judge_unread(service, collecting, "key_unread_for_want_of_room")
+        return self._carry_out(service, verdict, key, collecting, now)
 
-    def _give_up_key(self, key: FlowKey, collecting: Collecting, now: float) -> Iterable[Packet]:
+    def _give_up_key(
+        self, service: Service, key: FlowKey, collecting: Collecting, now: float
+    ) -> Iterable[Packet]:
         if not collecting.prefix:
             self._connections.forget(key)
             return ()
-        verdict = preamble.judge_unread(self.service, collecting, "key_unread_in_time")
-        return self._carry_out(verdict, key, collecting, now)
+        verdict = self._judge_unread(service, collecting, "key_unread_in_time")
+        return self._carry_out(service, verdict, key, collecting, now)
+
+    def _judge_unread(self, service: Service, collecting: Collecting, reason: str) -> Verdict:
+        return preamble.judge_unread(service, self.loads, collecting, reason)
 
     def _carry_out(
-        self, verdict: Verdict, key: FlowKey, collecting: Collecting, now: float
+        self, service: Service, verdict: Verdict, key: FlowKey, collecting: Collecting, now: float
     ) -> Iterable[Packet]:
         if verdict.reason:
-            self.counters[verdict.reason] += 1
+            self._counters[verdict.reason] += 1
         last = collecting.segments[-1]
         handshake = collecting.handshake
         self._greeter.forget(key, handshake)
-        if verdict.node is not None:
-            flow = Flow(handshake, verdict.node, Activity(handshake.first, now), now, verdict.node.plan)
-            if self._greeter.awaits(key):
-                flow = flow._replace(plan=None, contested_until=now + CONTESTED_SECONDS)
-            try:
-                kept = self._connections.establish(key, flow)
-            except TableFullError:
-                self.counters["flow_table_full"] += 1
-                return self._carry_out(preamble.unavailable(collecting), key, collecting, now)
-            return self._hand_off(key, kept, collecting.segments, now)
+        if verdict.choice is not None:
+            return self._establish(service, verdict.choice, key, collecting, now)
         if not all(segments.checksum_holds(segment) for segment in collecting.segments):
-            self.counters["dropped_bad_checksum"] += 1
+            self._counters["dropped_bad_checksum"] += 1
             self._connections.forget(key)
             return ()
         if verdict.answer:
             end = preamble.contiguous_end(collecting)
-            return self._answer(key, last, Answered(handshake, verdict.answer, end), now)
+            return self._answer(service, key, last, Answered(handshake, verdict.answer, end), now)
         self._connections.forget(key)
         return self._reset(last, now)
 
     # Established
 
-    def _hand_off(self, key: FlowKey, flow: Flow, held: Iterable[Segment], now: float) -> Iterable[Packet]:
+    def _establish(
+        self, service: Service, choice: Choice, key: FlowKey, collecting: Collecting, now: float
+    ) -> Iterable[Packet]:
+        handshake, node = collecting.handshake, choice.node
+        flow = Flow(handshake, node, Activity(handshake.first, now), now, node.plan)
+        if self._greeter.awaits(key):
+            flow = flow._replace(plan=None, contested_until=now + CONTESTED_SECONDS)
+        try:
+            kept = self._connections.establish(key, flow)
+        except TableFullError:
+            self._counters["flow_table_full"] += 1
+            return self._carry_out(service, preamble.unavailable(collecting), key, collecting, now)
+        if kept is flow:
+            self.loads.count(service.vip_index, node.address)
+            if choice.displaced:
+                self._counters[choice.displaced] += 1
+        return self._hand_off(service, key, kept, collecting.segments, now)
+
+    def _hand_off(
+        self, service: Service, key: FlowKey, flow: Flow, held: Iterable[Segment], now: float
+    ) -> Iterable[Packet]:
         """The newest segment at the stream's start as handoff, the others behind it as they came."""
         first = flow.handshake.first
         starts = [segment for segment in held if segment.seq == first and segment.payload]
@@ -242,17 +328,18 @@ class BalancerCore:
             flow.activity.observe(segment, now)
         self._connections.flows.attend(key, flow)
         wall_seconds = self._wall_clock()
-        parcel = handover.pack(self.service, flow.node, flow.handshake, starts[-1], self._sign, wall_seconds)
+        parcel = handover.pack(service, flow.node, flow.handshake, starts[-1], self._sign, wall_seconds)
         if parcel is None:
-            self.counters["dropped_bad_checksum"] += 1
+            self._counters["dropped_bad_checksum"] += 1
             return
-        self.counters[f"handoffs_to_{flow.node.name}"] += 1
-        yield segments.emit(parcel.handoff)
+        self._counters["handoffs"] += 1
+        yield self._to_node(segments.emit(parcel.handoff))
         for segment in (*parcel.rest, *others):
-            yield rewrite.applied(flow.node.plan, segments.emit(segment))
+            yield self._to_node(rewrite.applied(flow.node.plan, segments.emit(segment)))
 
     def _hand_off_again(self, arrival: Arrival) -> Iterable[Packet]:
-        return self._hand_off(arrival.key, self._flow(arrival.key), (arrival.segment,), arrival.now)
+        key = arrival.key
+        return self._hand_off(arrival.service, key, self._flow(key), (arrival.segment,), arrival.now)
 
     def _forward(self, arrival: Arrival) -> Iterable[Packet]:
         flow = self._flow(arrival.key)
@@ -260,16 +347,20 @@ class BalancerCore:
         self._connections.flows.attend(arrival.key, flow)
         if flow.plan is None and arrival.now >= flow.contested_until:
             self._connections.flows.replace(arrival.key, flow._replace(plan=flow.node.plan))
-        yield rewrite.applied(flow.node.plan, arrival.packet)
+        yield self._to_node(rewrite.applied(flow.node.plan, arrival.packet))
 
     def _receive_icmp(self, packet: Packet) -> list[Packet]:
         key = icmp_errors.client_key_untrusted(packet)
-        flow = self._connections.flows.get(key)
-        if flow is None:
-            self.counters["dropped_icmp_of_unknown_flow"] += 1
+        flow, service = self._connections.flows.get(key), self.services.of_client(key)
+        if flow is None or service is None:
+            self._counters["dropped_icmp_of_unknown_flow"] += 1
             return []
-        self.counters["forward_icmp"] += 1
-        return [icmp_errors.to_node(packet, key[:4], flow.node, self.service.vip_index)]
+        self._counters["forward_icmp"] += 1
+        return [self._to_node(icmp_errors.to_node(packet, key[:4], flow.node, service.vip_index))]
+
+    def _to_node(self, packet: Packet) -> Packet:
+        self.bytes_to_nodes += len(packet.data)
+        return packet
 
     def _flow(self, key: FlowKey) -> Flow:
         flow = self._connections.flows.get(key)
@@ -284,13 +375,15 @@ class BalancerCore:
         handshake = arrival.handshake
         self._greeter.forget(arrival.key, handshake)
         answered = Answered(handshake, b"", seq.add(handshake.first, 1))
-        return self._answer(arrival.key, arrival.segment, answered, arrival.now)
+        return self._answer(arrival.service, arrival.key, arrival.segment, answered, arrival.now)
 
-    def _answer(self, key: FlowKey, segment: Segment, answered: Answered, now: float) -> Iterable[Packet]:
+    def _answer(
+        self, service: Service, key: FlowKey, segment: Segment, answered: Answered, now: float
+    ) -> Iterable[Packet]:
         if not self._connections.answer(key, answered, now):
-            self.counters["answered_table_full"] += 1
+            self._counters["answered_table_full"] += 1
             return self._reset(segment, now)
-        return [segments.emit(refusal.answer(self.service, segment, answered))]
+        return [segments.emit(refusal.answer(service, segment, answered))]
 
     def _answer_again(self, arrival: Arrival) -> Iterable[Packet]:
         answered = self._connections.answered.get(arrival.key)
@@ -298,7 +391,7 @@ class BalancerCore:
             raise KeyError(arrival.key)
         answered = refusal.advanced(answered, arrival.segment)
         self._connections.answered.put(arrival.key, answered, arrival.now)
-        reply = refusal.reply(self.service, arrival.segment, answered)
+        reply = refusal.reply(arrival.service, arrival.segment, answered)
         return [] if reply is None else [segments.emit(reply)]
 
     def _reset(self, segment: Segment, now: float) -> Iterable[Packet]:
@@ -306,7 +399,7 @@ class BalancerCore:
         if made is None:
             return
         if self._resets.take(now):
-            self.counters["resets_sent"] += 1
+            self._counters["resets_sent"] += 1
             yield segments.emit(made)
         else:
-            self.counters["resets_suppressed"] += 1
+            self._counters["resets_suppressed"] += 1

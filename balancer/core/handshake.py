@@ -1,8 +1,8 @@
 """Shaking hands with a client (docs/design.md section 3; RFC 9293 section 3.5; RFC 4987 section 3.6)."""
 
 from balancer.core.connection import Handshake, Hello
+from balancer.core.flow_table import HandshakeTable
 from balancer.core.service import Service
-from common.tables import Aging
 from common.wire import seq, syncookie, tcp, tcp_options
 from common.wire.errors import WireError
 from common.wire.mac import Mac
@@ -17,12 +17,11 @@ TIMESTAMPS_SIZE = 12
 class Greeter:
     """Answers SYNs, and recognises who has been answered."""
 
-    def __init__(self, service: Service, mac: Mac, half_open: Aging[FlowKey, Hello]) -> None:
-        self._service = service
+    def __init__(self, mac: Mac, half_open: HandshakeTable[Hello]) -> None:
         self._mac = mac
         self._half_open = half_open
 
-    def answer_syn(self, segment: Segment, now: float) -> Segment:
+    def answer_syn(self, service: Service, segment: Segment, now: float) -> Segment:
         """The SYN-ACK. Data in the SYN and what its options ask beyond our five are ignored."""
         said = _said(segment)
         self._half_open.delete(segment.key)  # so that this handshake gets a whole life of its own
@@ -36,8 +35,8 @@ class Greeter:
             seq_number=isn,
             ack=seq.add(segment.seq, 1),
             flags=tcp.SYN | tcp.ACK,
-            window=self._service.preamble_window,
-            options=tcp_options.emit_syn(self._offer(said, now)),
+            window=service.preamble_window,
+            options=tcp_options.emit_syn(_offer(service, said, now)),
         )
 
     def recognise(self, segment: Segment, now: float) -> Handshake | None:
@@ -77,15 +76,10 @@ class Greeter:
     def __len__(self) -> int:
         return len(self._half_open)
 
-    def _offer(self, said: SynOptions, now: float) -> SynOptions:
-        mss = self._service.max_payload
-        stamps = None
-        if said.timestamps is not None:
-            mss += TIMESTAMPS_SIZE
-            carried = StampedOptions(said.window_scale, said.sack_permitted)
-            stamps = Timestamps(syncookie.stamp(_ticks(now), carried), said.timestamps.value)
-        scale = None if said.window_scale is None else self._service.promised_scale
-        return SynOptions(mss, scale, said.sack_permitted, stamps)
+    def forget_service(self, service: Service) -> None:
+        """Nobody who has been answered for it is known any more."""
+        for key in service.keys_among(self._half_open.items()):
+            self._half_open.delete(key)
 
 
 def answering(
@@ -122,6 +116,17 @@ def answer_stamps(segment: Segment) -> bytes:
     return tcp_options.emit_timestamps(stamps and Timestamps(stamps.echo, stamps.value))
 
 
+def _offer(service: Service, said: SynOptions, now: float) -> SynOptions:
+    mss = service.max_payload
+    stamps = None
+    if said.timestamps is not None:
+        mss += TIMESTAMPS_SIZE
+        carried = StampedOptions(said.window_scale, said.sack_permitted)
+        stamps = Timestamps(syncookie.stamp(clock_ticks(now), carried), said.timestamps.value)
+    scale = None if said.window_scale is None else service.promised_scale
+    return SynOptions(mss, scale, said.sack_permitted, stamps)
+
+
 def _said(segment: Segment) -> SynOptions:
     """A SYN's options; malformed ones count as none."""
     try:
@@ -144,6 +149,6 @@ def _period(now: float) -> int:
     return int(now) // syncookie.PERIOD_SECONDS
 
 
-def _ticks(now: float) -> int:
+def clock_ticks(now: float) -> int:
     """The clock of our timestamps: milliseconds (RFC 7323 section 5.4)."""
     return int(now * 1000) % seq.MODULUS

@@ -1,8 +1,8 @@
 """Reading a connection's first bytes until they tell its hash key (docs/design.md section 3, step 3).
 
 Nothing is acknowledged meanwhile, so a client that holds the rest back until it is (Nagle) would wait for
-ever: after `PATIENCE_SECONDS`, or when bytes that are held come again, the connection goes to the node of
-its 4-tuple.
+ever: after a while (`Timeouts.preamble`), or when bytes that are held come again, the connection goes to
+the node of its 4-tuple.
 """
 
 import math
@@ -10,15 +10,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from balancer.core import http
+from balancer.core.choice import Choice, choose
 from balancer.core.connection import Collecting
-from balancer.core.service import Node, NonHttp, Service
+from balancer.core.loads import Loads
+from balancer.core.service import NonHttp, Service
 from common.hashing import request_key
 from common.hashing.request_key import BadRequest, NeedMore, NotHttp, RequestHead, TooLong
 from common.hashing.xxh64 import xxh64
 from common.wire import seq, tcp
 from common.wire.segment import FlowKey, Segment
 
-PATIENCE_SECONDS = 0.05
 GAP_SECONDS = 60.0
 """How long segments wait for the one at the stream's start."""
 MAX_SEGMENTS = 256
@@ -28,19 +29,22 @@ MAX_SEGMENTS = 256
 class Verdict(NamedTuple):
     """What becomes of the connection: a node, an answer of our own, or, with neither, a reset."""
 
-    node: Node | None = None
+    choice: Choice | None = None
     answer: bytes = b""
     reason: str = ""
     """Names a counter; empty in the ordinary case."""
 
 
-def extended(collecting: Collecting, segment: Segment, now: float) -> Collecting:
-    """With one more segment, whose payload lies within the preamble window."""
+def extended(collecting: Collecting, segment: Segment, now: float, patience: float) -> Collecting:
+    """With one more segment, whose payload lies within the preamble window.
+
+    ``patience`` is how many seconds are waited for the rest once the stream's start is there.
+    """
     segments = (*collecting.segments, segment)
     prefix = collecting.prefix + _continuation(collecting.handshake.first, segments, len(collecting.prefix))
     deadline = collecting.deadline
     if not collecting.prefix:
-        deadline = now + (PATIENCE_SECONDS if prefix else GAP_SECONDS)
+        deadline = now + (patience if prefix else GAP_SECONDS)
     return Collecting(collecting.handshake, segments, prefix, deadline)
 
 
@@ -76,17 +80,17 @@ def repeats(collecting: Collecting, segment: Segment) -> bool:
     return False
 
 
-def judge(service: Service, collecting: Collecting) -> Verdict | None:
+def judge(service: Service, loads: Loads, collecting: Collecting) -> Verdict | None:
     """The verdict that the bytes so far allow; None where more are needed."""
     request = request_key.parse_request_head_untrusted(collecting.prefix, service.target_limit)
     match request:
         case NeedMore():
             return None
         case RequestHead():
-            return _by_hash(service, request_key.request_key(request, service.key), request.method)
+            return _by_hash(service, loads, request_key.request_key(request, service.key), request.method)
         case NotHttp():
             if service.non_http is NonHttp.HASH:
-                return judge_unread(service, collecting, "not_http")
+                return judge_unread(service, loads, collecting, "not_http")
             return Verdict(reason="not_http")
         case BadRequest(method):
             return Verdict(answer=_answer(400, method), reason="answered_400")
@@ -94,10 +98,10 @@ def judge(service: Service, collecting: Collecting) -> Verdict | None:
             return Verdict(answer=_answer(414, method), reason="answered_414")
 
 
-def judge_unread(service: Service, collecting: Collecting, reason: str) -> Verdict:
+def judge_unread(service: Service, loads: Loads, collecting: Collecting, reason: str) -> Verdict:
     """By the 4-tuple: the key is not known and will not be waited for."""
     segment = collecting.segments[0]
-    verdict = _by_hash(service, segment.key, _method(collecting))
+    verdict = _by_hash(service, loads, segment.key, _method(collecting))
     return verdict if verdict.answer else verdict._replace(reason=reason)
 
 
@@ -120,11 +124,11 @@ def _has_fin_at(collecting: Collecting, end: int) -> bool:
     )
 
 
-def _by_hash(service: Service, key: bytes | FlowKey, method: bytes) -> Verdict:
-    if service.table is None:
+def _by_hash(service: Service, loads: Loads, key: bytes | FlowKey, method: bytes) -> Verdict:
+    choice = choose(service, loads, xxh64(key, service.hash_seed))
+    if choice is None:
         return Verdict(answer=_answer(503, method), reason="answered_503")
-    name = service.table.lookup(xxh64(key, service.hash_seed))
-    return Verdict(node=service.nodes[name])
+    return Verdict(choice)
 
 
 def unavailable(collecting: Collecting) -> Verdict:

@@ -1,5 +1,6 @@
 """What the balancer is configured to do, as the core sees it."""
 
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -7,6 +8,10 @@ from common.hashing.maglev import DEFAULT_SIZE, LookupTable, build
 from common.hashing.request_key import DEFAULT_KEY_SPEC, DEFAULT_TARGET_LIMIT, KeySpec
 from common.wire import handoff, rewrite
 from common.wire.rewrite import Rewrite
+from common.wire.segment import FlowKey, key_ports
+
+Endpoint = tuple[bytes, int]
+"""VIP, 4 bytes, and port."""
 
 
 class NonHttp(Enum):
@@ -43,11 +48,48 @@ class Service(NamedTuple):
     max_payload: int = handoff.MAX_PAYLOAD
     """Payload bytes of a handoff that fit into the smallest path MTU to any node."""
     target_limit: int = DEFAULT_TARGET_LIMIT
+    weights: dict[bytes, int] = {}  # noqa: RUF012 - never changed
+    """What `table` is made with, by bridge address. A node that is not in it, or has 0, gets no new flows."""
+    load_factor: int = 0
+    """How much more than its share a node may have, in 1/256 (`loads.FACTOR_ONE`); 0: as much as comes."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.vip, self.port
+
+    def has(self, key: FlowKey) -> bool:
+        """Whether a connection is one of its; ``key`` is client to VIP."""
+        return key[4:8] == self.vip and key_ports(key)[1] == self.port
+
+    def keys_among(self, entries: Iterable[tuple[FlowKey, object]]) -> list[FlowKey]:
+        """Of its connections, out of a table's entries."""
+        return [key for key, _ in entries if self.has(key)]
 
     @property
     def preamble_window(self) -> int:
         """Bytes that a client may send before a node answers: ten segments."""
         return 10 * self.max_payload
+
+
+class Services:
+    """All services, by what a packet says of them. Whoever holds it sees the newest ones."""
+
+    def __init__(self, services: Iterable[Service] = ()) -> None:
+        self.replace(services)
+
+    def replace(self, services: Iterable[Service]) -> None:
+        self._by_index = {service.vip_index: service for service in services}
+        self._by_endpoint = {service.endpoint: service for service in self}
+
+    def of_client(self, key: FlowKey) -> Service | None:
+        """``key`` is client to VIP."""
+        return self._by_endpoint.get((key[4:8], key_ports(key)[1]))
+
+    def of_index(self, vip_index: int) -> Service | None:
+        return self._by_index.get(vip_index)
+
+    def __iter__(self) -> Iterator[Service]:
+        return iter(self._by_index.values())
 
 
 class Limits(NamedTuple):
@@ -60,6 +102,20 @@ class Limits(NamedTuple):
     answered: int = 16_384
     flows: int = 1_000_000
     resets_per_second: float = 1000.0
+
+
+class Timeouts(NamedTuple):
+    """In seconds."""
+
+    idle: float = 7500.0
+    """Of a flow that has not ended (RFC 5382 section 5: at least 2 hours 4 minutes)."""
+    verified: float = 300.0
+    """Of a connection whose client has said nothing yet."""
+    preamble: float = 0.05
+    """How long a connection's first bytes are waited for until they tell its hash key."""
+
+
+DEFAULT_TIMEOUTS = Timeouts()
 
 
 def make_nodes(

@@ -3,8 +3,8 @@
 from enum import IntEnum
 from typing import NamedTuple
 
-from common.bpf.abi import Activity
-from common.bpf.layout import U8, U16, U32, U64, Be16, Be32, Layout, Pad1
+from common.bpf.abi import MAX_SERVICES, Activity
+from common.bpf.layout import S64, U8, U16, U32, U64, Be16, Be32, Layout, Pad1, Pad3
 
 
 class KeyKind(IntEnum):
@@ -44,8 +44,8 @@ class ServiceRow(NamedTuple):
     promised_scale: U8
     non_http: U8
     """`NonHttpNumber`."""
-    has_table: U8
-    """Whether any node can take a connection."""
+    table: U8
+    """Index into map `tables`; 0: no node can take a connection."""
     zero: Pad1 = b"\0"
 
 
@@ -97,6 +97,47 @@ class RouteRow(NamedTuple):
     """0: the kernel decides, by way of the daemon's TUN."""
     next_hop: Be32
     """The gateway, or the node itself."""
+
+
+class NodeId(NamedTuple):
+    """Key of maps `nodes` and `handed`."""
+
+    node: Be32
+    """Bridge address."""
+    vip_index: U8
+    zero: Pad3 = b"\0\0\0"
+
+
+class NodeRow(NamedTuple):
+    """Value of map `nodes`: how many flows a node has, but for those in map `handed`."""
+
+    base: S64
+    weight: U32
+    """0: it is closed to new flows."""
+    is_bounded: U8
+    """It says how many flows it has; one that does not takes any number."""
+    zero: Pad3 = b"\0\0\0"
+
+
+class ServiceLoad(NamedTuple):
+    """Value of map `loads`, by VIP index: sums over the nodes that are bounded."""
+
+    base: S64
+    """Flows, but for those in map `handed_total`."""
+    factor: U32
+    """`Service.load_factor`."""
+    weights: U32
+
+
+class ChoiceNumber(IntEnum):
+    """What the choice of a node came to."""
+
+    FIRST = 0
+    """The node of the first look-up."""
+    BOUNDED_AWAY = 1
+    """That of a later one, because those before it had as many flows as they may."""
+    ALL_AT_BOUND = 2
+    """That of the first all the same."""
 
 
 class SweepResult(NamedTuple):
@@ -156,10 +197,17 @@ class Counter(IntEnum):
     DROPPED_UNWRITABLE = 32
     """The kernel had no memory to change the packet."""
     VERIFIED_TABLE_FULL = 33
+    BOUNDED_AWAY = 34
+    ALL_AT_BOUND = 35
+    BYTES_TO_NODES = 36
 
 
 FIRST_WAS_CUT = 4
 """Bit of a flow's `options`: its first payload was more than a handoff takes; nothing has answered yet."""
+TABLES = 2 * MAX_SERVICES
+"""Each VIP index has two places, at itself and `MAX_SERVICES` behind it: the row says which one counts."""
+MAX_NODES = 16_384
+"""Of all services together."""
 SLOT_SIZE = 4
 """A slot of a Maglev table is a node's address."""
 KEY_KINDS = {"path": KeyKind.PATH, "uri": KeyKind.URI, "segments": KeyKind.SEGMENTS}
@@ -169,5 +217,8 @@ HELLO = Layout(HelloRow, "hello")
 VERIFIED = Layout(VerifiedRow, "handshake")
 FLOW = Layout(FlowRow, "balancer_flow")
 ROUTE = Layout(RouteRow, "route")
+NODE_ID = Layout(NodeId, "node_id")
+NODE = Layout(NodeRow, "node_row")
+SERVICE_LOAD = Layout(ServiceLoad, "service_load")
 SWEEP_RESULT = Layout(SweepResult, "sweep_result")
-STRUCTS = (SERVICE, HELLO, VERIFIED, FLOW, ROUTE, SWEEP_RESULT)
+STRUCTS = (SERVICE, HELLO, VERIFIED, FLOW, ROUTE, NODE_ID, NODE, SERVICE_LOAD, SWEEP_RESULT)

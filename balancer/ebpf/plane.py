@@ -6,27 +6,30 @@ gets them is that of the raw plane, and its tables are the programs' maps; so it
 packet which of both sees it.
 """
 
-import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from ipaddress import IPv4Address
 from pathlib import Path
 
-import trio
-
 from balancer.core.engine import BalancerCore
-from balancer.core.flow_table import Tables
-from balancer.core.service import Limits, Service
+from balancer.core.flow_table import HALF_OPEN_SECONDS, Tables
+from balancer.core.service import Limits, Service, Services, Timeouts
 from balancer.ebpf import abi
+from balancer.ebpf.claim import only_balancer
+from balancer.ebpf.loads import MapLoads
+from balancer.ebpf.passed_up import PassedUp
 from balancer.ebpf.routes import NodeRoutes
-from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifiedTable
+from balancer.ebpf.services import PublishedServices
+from balancer.ebpf.serving import Serving
+from balancer.ebpf.tables import MapFlowTable, MapHalfOpenTable, MapVerifiedTable
+from balancer.engine import BalancerEngine
 from common import keyring
 from common.bpf import keys as bpf_keys
 from common.bpf import residence as residences
-from common.bpf.abi import ENDPOINT, SHARED, Endpoint, PhaseNumber
+from common.bpf.abi import SHARED, PhaseNumber
 from common.bpf.attach import Direction
-from common.bpf.counts import read_counts
-from common.bpf.maps import ArrayMap, HashMap, MapOfMaps, PerCpuArray, create_array
+from common.bpf.counts import add_counts
+from common.bpf.maps import ArrayMap, HashMap, MapOfMaps, PerCpuArray
 from common.bpf.mounting import bpf_directory
 from common.bpf.residence import Place, Plan, Residence, identity
 from common.bpf.upkeep import Upkeep
@@ -34,95 +37,98 @@ from common.config import EBPF
 from common.daemon import loop_counters
 from common.dataplane import Feed, PacketLoop, wall_clock
 from common.engine import Engine, Site
-from common.net.ownership import OwnedTable
+from common.net.errors import HostError
+from common.net.interfaces import Interface, interfaces, open_interfaces, tap_interfaces
 from common.net.packet_socket import link_header_size
 from common.net.tun import Tun
 from common.net.watch import NetworkWatch
-from common.wire.ipv4 import PROTOCOL_TCP, carries
-from common.wire.offload import Packet
-from common.wire.segment import FLOW_KEY_AT, FLOW_KEY_END, FlowKey
 
 CLAIMS_PER_SECOND = 2000
 """Connections that Python is made to take care of; of more the node is chosen by their 4-tuple."""
 _DIRECTORY = "bpf"
-_PATROL_SECONDS = 1.0
+_CONNECTIONS = ("flows", "verified", "half_open", "claims")
+"""Maps whose keys are `FlowId`."""
 
 
-class PassedUp:
-    """The core with what the programs must be told after it: which connections are Python's no longer."""
-
-    def __init__(self, core: BalancerCore, tables: Tables, claims: HashMap) -> None:
-        self.next_deadline = core.next_deadline
-        self._core = core
-        self._tables = tables
-        self._claims = claims
-        self._keys = Keys(core.service)
-
-    def receive(self, packet: Packet, now: float) -> list[Packet]:
-        self._tables.verified.expire(now)
-        self._tables.half_open.expire(now)
-        packets = self._core.receive(packet, now)
-        if carries(packet.data, PROTOCOL_TCP):
-            self._release(packet.data[FLOW_KEY_AT:FLOW_KEY_END])
-        return packets
-
-    def on_timeout(self, now: float) -> list[Packet]:
-        return self._core.on_timeout(now)
-
-    async def patrol(self) -> None:
-        """For ever: claims of connections that Python has forgotten, or never knew, are taken back."""
-        before: set[tuple[bytes, bytes]] = set()
-        while True:
-            await trio.sleep(_PATROL_SECONDS)
-            claimed = set(self._claims.items())
-            for key, _ in claimed & before:
-                self._release(self._keys.unpack(key))
-            before = claimed
-
-    def _release(self, key: FlowKey) -> None:
-        if not self._core.owns(key):
-            self._claims.delete(self._keys.pack(key))
-
-
-def start(service: Service, node_mtu: int, limits: Limits, site: Site, owned: ExitStack) -> Engine:
-    """``node_mtu`` is the smallest path MTU to any node, in bytes."""
+def start(
+    services: Sequence[Service], limits: Limits, timeouts: Timeouts, site: Site, owned: ExitStack
+) -> BalancerEngine:
+    owned.enter_context(only_balancer(site.state_dir))
+    tapped = tap_interfaces(interfaces())
     tun = owned.enter_context(closing(Tun()))
-    owned.enter_context(closing(OwnedTable(site.intake.name, "")))  # who serves the VIP
     watch = owned.enter_context(closing(NetworkWatch()))
     directory = owned.enter_context(bpf_directory(site.state_dir / _DIRECTORY))
-    residence = Residence(_plan(service, limits, directory), site.logger)
+    residence = Residence(_plan(limits, directory), site.logger)
     owned.callback(residence.leave if site.keep_flows else residence.remove)
-    sizes = {interface.index: link_header_size(interface) for interface in site.tapped}
-    residence.load(_constants(residence.secret, tun, limits), sizes.values())
+    places = _places(tapped)
+    constants = _constants(residence.secret, tun, limits, timeouts)
+    residence.load(constants, {place.link_header_size for place in places})
     upkeep = Upkeep(residence, site.keys)
-    nodes = [IPv4Address(node.address) for node in service.nodes.values()]
-    routes = NodeRoutes(HashMap(residence.map("routes")), nodes)
-    publish_table(MapOfMaps(residence.map("tables")), service)
-    write_service(HashMap(residence.map("services")), service, node_mtu)
-
-    tables = _tables(residence, service)
-    mac = keyring.make_mac(residence.secret)
-    core = BalancerCore(service, mac, site.keys.sign, wall_clock, limits, tables)
+    known, routes = Services(), NodeRoutes(HashMap(residence.map("routes")), ())
+    flows = MapFlowTable(HashMap(residence.map("flows")), known)
+    tables = _tables(residence, flows, known, timeouts)
+    core = _core(residence, known, limits, timeouts, tables, site)
+    serving = owned.enter_context(closing(_serving(residence, core, routes, site)))
+    serving.apply(services)
     passed_up = PassedUp(core, tables, HashMap(residence.map("claims")))
     loop = PacketLoop(tun, [Feed(tun, lambda *_: None, passed_up.receive)], passed_up, site.logger)
     counters = PerCpuArray(residence.map("counters"))
-    residence.publish([Place(index, Direction.INGRESS, "ingress", size) for index, size in sizes.items()])
+    residence.publish(places)
     if residence.is_taken_over:
         site.logger.info("the flows of an earlier run are carried on")
-    return Engine(
+    engine = Engine[Service](
         name=EBPF,
         loop=loop,
         counters=lambda: {
-            **(core.counters + read_counts(counters, abi.Counter)),
+            **add_counts(core.counters, counters, abi.Counter),
             **loop_counters(loop, tun, ()),
         },
         sizes=lambda: {**core.sizes, "map_bytes": residence.memory_bytes()},
-        tasks=(upkeep.run, lambda: routes.follow(watch), passed_up.patrol),
+        apply=serving.apply,
+        flows=lambda: core.flows(time.monotonic()),
+        find=lambda client, port, vip_index: core.find(client, port, vip_index, time.monotonic()),
+        tend=lambda: _tend(residence, tun),
+        tasks=(upkeep.run, lambda: routes.follow(watch, serving.follow_mtu), passed_up.patrol),
         take_keys=upkeep.take_keys,
+    )
+    return BalancerEngine(
+        engine,
+        core.loads,
+        lambda vip_index, node: serving.forget_node(flows, vip_index, node),
     )
 
 
-def _constants(secret: bytes, tun: Tun, limits: Limits) -> Mapping[str, int]:
+def remove_left(site: Site) -> None:
+    """What an earlier run with this plane left at work, before another plane takes its place.
+
+    `HostError` where that run has not ended.
+    """
+    with only_balancer(site.state_dir):
+        if residences.remove_left(_pins(site.state_dir / _DIRECTORY)):
+            site.logger.warning("programs of an earlier run are removed, its flows are lost")
+
+
+def _tend(residence: Residence, tun: Tun) -> list[str]:
+    """`HostError` for an interface of an unknown kind, after all others are served."""
+    places, unknown = [], None
+    for each in open_interfaces(interfaces()):
+        try:
+            places += _places([each] if each.index != tun.index else [])
+        except HostError as error:
+            unknown = error
+    said = residence.tend(places)
+    if tun.restore():
+        said.append(f"somebody has changed the device {tun.name}: it is as it was")
+    if unknown is not None and not said:
+        raise unknown
+    return said
+
+
+def _places(tapped: Sequence[Interface]) -> list[Place]:
+    return [Place(each.index, Direction.INGRESS, "ingress", link_header_size(each)) for each in tapped]
+
+
+def _constants(secret: bytes, tun: Tun, limits: Limits, timeouts: Timeouts) -> Mapping[str, int]:
     """``secret`` is the key of the SYN cookies."""
     cookie_low, cookie_high = bpf_keys.halves(secret)
     return {
@@ -131,75 +137,60 @@ def _constants(secret: bytes, tun: Tun, limits: Limits) -> Mapping[str, int]:
         "cookie_key_high": cookie_high,
         "claims_per_second": CLAIMS_PER_SECOND,
         "resets_per_second": int(limits.resets_per_second),
+        "open_idle_seconds": int(timeouts.idle),
+        "verified_seconds": int(timeouts.verified),
     }
 
 
-def _tables(residence: Residence, service: Service) -> Tables:
+def _tables(residence: Residence, flows: MapFlowTable, services: Services, timeouts: Timeouts) -> Tables:
+    verified, half_open = HashMap(residence.map("verified")), HashMap(residence.map("half_open"))
     return Tables(
-        MapFlowTable(HashMap(residence.map("flows")), service),
-        MapVerifiedTable(HashMap(residence.map("verified")), service),
-        MapHalfOpenTable(HashMap(residence.map("half_open")), service),
+        flows,
+        MapVerifiedTable(verified, services, timeouts.verified),
+        MapHalfOpenTable(half_open, services, HALF_OPEN_SECONDS),
     )
 
 
-def remove_left(service: Service, site: Site) -> None:
-    """What an earlier run with this plane left at work, before another plane takes its place."""
-    if residences.remove_left(_pins(service, site.state_dir / _DIRECTORY)):
-        site.logger.warning("programs of an earlier run are removed, its flows are lost")
-
-
-def publish_table(tables: MapOfMaps, service: Service) -> None:
-    """A new Maglev table in the place of the old one, at once: no packet sees half of it."""
-    if service.table is None:
-        return
-    addresses = [service.nodes[name].address for name in service.table.names]
-    slots = b"".join(addresses[slot] for slot in service.table.slots)
-    inner = create_array("maglev", abi.SLOT_SIZE, len(service.table.slots))
-    try:
-        ArrayMap(inner).update_batch(slots)
-        tables.publish(service.vip_index, inner)
-    finally:
-        os.close(inner)
-
-
-def write_service(services: HashMap, service: Service, node_mtu: int) -> None:
-    """Into map `services`, replaced as a whole."""
-    endpoint = ENDPOINT.pack(Endpoint(service.vip, service.port.to_bytes(2, "big")))
-    services.update(endpoint, abi.SERVICE.pack(service_row(service, node_mtu)))
-
-
-def service_row(service: Service, node_mtu: int) -> abi.ServiceRow:
-    return abi.ServiceRow(
-        vip=service.vip,
-        port=service.port.to_bytes(2, "big"),
-        vip_index=service.vip_index,
-        key_kind=abi.KEY_KINDS.get(service.key.kind, abi.KeyKind.UNREAD),
-        hash_seed=service.hash_seed,
-        key_argument=service.key.argument,
-        target_limit=service.target_limit,
-        max_payload=service.max_payload,
-        node_mtu=node_mtu,
-        promised_scale=service.promised_scale,
-        non_http=abi.NonHttpNumber[service.non_http.name],
-        has_table=service.table is not None,
+def _core(
+    residence: Residence,
+    services: Services,
+    limits: Limits,
+    timeouts: Timeouts,
+    tables: Tables,
+    site: Site,
+) -> BalancerCore:
+    loads = MapLoads(
+        HashMap(residence.map("nodes")),
+        HashMap(residence.map("handed")),
+        ArrayMap(residence.map("loads")),
+        ArrayMap(residence.map("handed_total")),
     )
+    mac = keyring.make_mac(residence.secret)
+    return BalancerCore(services, mac, site.keys.sign, wall_clock, limits, tables, loads, timeouts)
 
 
-def _plan(service: Service, limits: Limits, directory: Path) -> Plan:
+def _serving(residence: Residence, core: BalancerCore, routes: NodeRoutes, site: Site) -> Serving:
+    published = PublishedServices(HashMap(residence.map("services")), MapOfMaps(residence.map("tables")))
+    connections = [HashMap(residence.map(name)) for name in _CONNECTIONS]
+    return Serving(core, published, routes, connections, site.logger)
+
+
+def _plan(limits: Limits, directory: Path) -> Plan:
     entries = {
         "flows": limits.flows,
         "verified": limits.verified,
         "half_open": limits.half_open,
         "claims": limits.collecting + limits.answered,
     }
-    made_for = (service.vip, service.port, service.vip_index, service.promised_scale, entries)
     return Plan(
         object_name="balancer",
-        identity=identity(made_for, layouts=(*SHARED, *abi.STRUCTS), numbers=(PhaseNumber, abi.Counter)),
-        pins=_pins(service, directory),
+        identity=identity(
+            entries, layouts=(*SHARED, *abi.STRUCTS), numbers=(PhaseNumber, abi.Counter, abi.ChoiceNumber)
+        ),
+        pins=_pins(directory),
         max_entries=entries,
     )
 
 
-def _pins(service: Service, directory: Path) -> Path:
-    return directory / f"balancer-{service.vip.hex()}-{service.port}"
+def _pins(directory: Path) -> Path:
+    return directory / "balancer"

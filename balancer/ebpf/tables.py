@@ -5,11 +5,11 @@ same: what is lost is a moment of its activity.
 """
 
 import math
+from collections.abc import Container, Iterator
 from typing import Generic, TypeVar
 
 from balancer.core.connection import Flow, Handshake, Hello
-from balancer.core.flow_table import HALF_OPEN_SECONDS, VERIFIED_SECONDS
-from balancer.core.service import Node, Service, make_node
+from balancer.core.service import Node, Service, Services, make_node
 from balancer.ebpf.abi import FLOW, HELLO, VERIFIED, FlowRow, HelloRow, VerifiedRow
 from common.bpf.abi import FLOW_ID, NO_SCALE, OPTION_SACK, OPTION_TIMESTAMPS, FlowId
 from common.bpf.activity import cell_of, from_cell
@@ -19,53 +19,73 @@ from common.wire.segment import FlowKey, flow_key
 from common.wire.tcp_options import SynOptions, Timestamps
 
 Value = TypeVar("Value")
+_INDEX_AT = FLOW_ID.at("vip_index")
+_NODE_AT = FLOW.at("node")
 
 
 class Keys:
     """`FlowKey`, client to VIP, as the maps have it."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
-    def pack(self, key: FlowKey) -> bytes:
-        return FLOW_ID.pack(FlowId(key[:4], key[8:10], self._service.vip_index))
+    def pack(self, key: FlowKey) -> bytes | None:
+        """None where there is no such service."""
+        service = self._services.of_client(key)
+        return None if service is None else map_key(key[:4], key[8:10], service.vip_index)
 
-    def unpack(self, data: bytes) -> FlowKey:
+    def unpack(self, data: bytes) -> FlowKey | None:
         packed = FLOW_ID.unpack(data)
+        service = self._services.of_index(packed.vip_index)
+        if service is None:
+            return None
         port = int.from_bytes(packed.client_port, "big")
-        return flow_key(packed.client, port, self._service.vip, self._service.port)
+        return flow_key(packed.client, port, service.vip, service.port)
+
+
+def map_key(client: bytes, client_port: bytes, vip_index: int) -> bytes:
+    return FLOW_ID.pack(FlowId(client, client_port, vip_index))
+
+
+def forget_indexes(entries: HashMap, vip_indexes: Container[int]) -> int:
+    """Delete all entries of services from a map whose keys are `FlowId`. How many there were."""
+    gone = [key for key, _ in entries.items() if key[_INDEX_AT] in vip_indexes]
+    return sum(map(entries.delete, gone))
 
 
 class MapFlowTable:
     """`balancer.core.flow_table.FlowTable`. The sweeping program forgets idle flows."""
 
-    def __init__(self, flows: HashMap, service: Service) -> None:
+    def __init__(self, flows: HashMap, services: Services) -> None:
         self._map = flows
-        self._keys = Keys(service)
-        self._service = service
-        self._nodes = {node.address: node for node in service.nodes.values()}
+        self._keys = Keys(services)
+        self._services = services
+        self._nodes: dict[int, _NodesOf] = {}
 
     def get(self, key: FlowKey) -> Flow | None:
-        data = self._map.lookup(self._keys.pack(key))
-        return None if data is None else self._flow(FLOW.unpack(data))
+        packed = self._keys.pack(key)
+        data = None if packed is None else self._map.lookup(packed)
+        return None if data is None else self._flow(key, FLOW.unpack(data))
 
     def put_if_absent(self, key: FlowKey, value: Flow) -> Flow:
-        packed, row = self._keys.pack(key), FLOW.pack(row_of(value))
+        packed, row = self._demand(key), FLOW.pack(row_of(value))
         while not self._map.update(packed, row, Update.NOEXIST):
             if (first := self.get(key)) is not None:
                 return first
         return value
 
     def replace(self, key: FlowKey, value: Flow) -> None:
-        if not self._map.update(self._keys.pack(key), FLOW.pack(row_of(value)), Update.EXIST):
-            raise KeyError(key)
+        """A flow that the sweeping program has forgotten since it was looked up stays forgotten."""
+        self._map.update(self._demand(key), FLOW.pack(row_of(value)), Update.EXIST)
 
     def delete(self, key: FlowKey) -> None:
-        self._map.delete(self._keys.pack(key))
+        packed = self._keys.pack(key)
+        if packed is not None:
+            self._map.delete(packed)
 
     def attend(self, key: FlowKey, flow: Flow) -> None:
         """Activity is a copy here, so it is written back, unless the flow has gone meanwhile."""
-        self._map.update(self._keys.pack(key), FLOW.pack(row_of(flow)), Update.EXIST)
+        self.replace(key, flow)
 
     def expire(self, now: float) -> None:
         """The sweeping program does it."""
@@ -73,12 +93,33 @@ class MapFlowTable:
     def next_deadline(self) -> float | None:
         return None
 
+    def items(self) -> Iterator[tuple[FlowKey, Flow]]:
+        for packed, data in self._map.items():
+            key = self._keys.unpack(packed)
+            if key is not None:
+                yield key, self._flow(key, FLOW.unpack(data))
+
+    def take_of_node(self, vip_index: int, node: bytes) -> Iterator[tuple[FlowKey, Flow]]:
+        """Forget the flows of one service at one node."""
+        for packed, data in self._map.items():
+            if packed[_INDEX_AT] != vip_index or data[_NODE_AT : _NODE_AT + 4] != node:
+                continue
+            key = self._keys.unpack(packed)
+            if key is not None and self._map.delete(packed):
+                yield key, self._flow(key, FLOW.unpack(data))
+
     def __len__(self) -> int:
         """Walks through the whole map."""
         return self._map.count()
 
-    def _flow(self, row: FlowRow) -> Flow:
-        node = self._node(row.node)
+    def _demand(self, key: FlowKey) -> bytes:
+        packed = self._keys.pack(key)
+        if packed is None:
+            raise KeyError(key)
+        return packed
+
+    def _flow(self, key: FlowKey, row: FlowRow) -> Flow:
+        node = self._node(key, row.node)
         is_contested = bool(row.contested_until)
         scale = None if row.window_scale == NO_SCALE else row.window_scale
         sack, stamps = bool(row.options & OPTION_SACK), bool(row.options & OPTION_TIMESTAMPS)
@@ -91,12 +132,29 @@ class MapFlowTable:
             float(row.contested_until),
         )
 
-    def _node(self, address: bytes) -> Node:
+    def _node(self, key: FlowKey, address: bytes) -> Node:
+        service = self._services.of_client(key)
+        if service is None:
+            raise KeyError(key)
+        nodes = self._nodes.get(service.vip_index)
+        if nodes is None or nodes.service is not service:
+            nodes = self._nodes[service.vip_index] = _NodesOf(service)
+        return nodes.at(address)
+
+
+class _NodesOf:
+    """A service's nodes by bridge address."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._nodes = {node.address: node for node in service.nodes.values()}
+
+    def at(self, address: bytes) -> Node:
         """A node that is not configured any more keeps its flows."""
         node = self._nodes.get(address)
         if node is None:
             name = ".".join(map(str, address))
-            vip, port, index = self._service[:3]
+            vip, port, index = self.service[:3]
             node = self._nodes[address] = make_node(vip, port, index, name, address)
         return node
 
@@ -119,15 +177,16 @@ def row_of(flow: Flow) -> FlowRow:
 class _MapAgingTable(Generic[Value]):
     """`common.tables.Aging` on a map. The sweeping program removes what is too old."""
 
-    lifetime: float
-
-    def __init__(self, entries: HashMap, service: Service) -> None:
+    def __init__(self, entries: HashMap, services: Services, lifetime: float) -> None:
+        """``lifetime`` is in seconds."""
+        self.lifetime = lifetime
         self._map = entries
-        self._keys = Keys(service)
+        self._keys = Keys(services)
         self._now = 0.0
 
     def get(self, key: FlowKey) -> Value | None:
-        data = self._map.lookup(self._keys.pack(key))
+        packed = self._keys.pack(key)
+        data = None if packed is None else self._map.lookup(packed)
         if data is None:
             return None
         value, since = self.unpack(data)
@@ -136,6 +195,8 @@ class _MapAgingTable(Generic[Value]):
     def put(self, key: FlowKey, value: Value, now: float) -> bool:
         self._now = now
         packed = self._keys.pack(key)
+        if packed is None:
+            return False
         known = self._map.lookup(packed)
         since = now if known is None else self.unpack(known)[1]
         if now >= since + self.lifetime:
@@ -146,7 +207,15 @@ class _MapAgingTable(Generic[Value]):
             return False
 
     def delete(self, key: FlowKey) -> None:
-        self._map.delete(self._keys.pack(key))
+        packed = self._keys.pack(key)
+        if packed is not None:
+            self._map.delete(packed)
+
+    def items(self) -> Iterator[tuple[FlowKey, Value]]:
+        for packed, data in self._map.items():
+            key = self._keys.unpack(packed)
+            if key is not None:
+                yield key, self.unpack(data)[0]
 
     def expire(self, now: float) -> None:
         """What is too old is not seen from now on."""
@@ -168,8 +237,6 @@ class _MapAgingTable(Generic[Value]):
 
 
 class MapVerifiedTable(_MapAgingTable[Handshake]):
-    lifetime = VERIFIED_SECONDS
-
     def pack(self, value: Handshake, since: int) -> bytes:
         scale = _scale(value.window_scale)
         options = _options(value.sack_permitted, stamped=value.timestamps)
@@ -183,8 +250,6 @@ class MapVerifiedTable(_MapAgingTable[Handshake]):
 
 
 class MapHalfOpenTable(_MapAgingTable[Hello]):
-    lifetime = HALF_OPEN_SECONDS
-
     def pack(self, value: Hello, since: int) -> bytes:
         said = value.options
         options = _options(said.sack_permitted, stamped=said.timestamps is not None)

@@ -39,7 +39,7 @@ def balancer(topology: Topology, flows: int, room: int) -> BpfObject:
         node_mtu=MTU,
         promised_scale=0,
         non_http=balancer_abi.NonHttpNumber.RESET,
-        has_table=0,
+        table=0,
     )
     endpoint = ENDPOINT.pack(Endpoint(service.vip.packed, PORT_BYTES))
     HashMap(loaded.map("services")).update(endpoint, balancer_abi.SERVICE.pack(row))

@@ -10,6 +10,9 @@
 #include "frame.h"
 #include "seq.h"
 
+/* How long a flow may be silent that has not ended. */
+const volatile __u32 open_idle_seconds = 7500;
+
 /* After a segment whose last byte, SYN or FIN stands before end. */
 static __always_inline void activity_move(struct activity *a, __u32 end)
 {
@@ -95,8 +98,18 @@ static __always_inline void activity_begin(struct activity *a, __u32 next, __u32
     *a = (struct activity){.next = next, .seen = now};
 }
 
+/* How long the end may be silent. */
+static __always_inline __u32 activity_patience(const struct activity *a)
+{
+    __u32 phase = a->phase & 3, patience = idle_seconds[phase];
+
+    if (phase == PHASE_OPEN || phase == PHASE_FIN_AHEAD || patience > open_idle_seconds)
+        return open_idle_seconds;
+    return patience;
+}
+
 /* Whether the end has been silent for longer than its phase allows. */
 static __always_inline int activity_is_idle(const struct activity *a, __u32 now)
 {
-    return seq_distance(a->seen, now) >= (__s32)idle_seconds[a->phase & 3];
+    return seq_distance(a->seen, now) >= (__s32)activity_patience(a);
 }

@@ -7,8 +7,11 @@
 #define COOKIE_MAX_AGE 1
 #define COOKIE_LIFETIME 60
 #define CONTESTED_SECONDS 60
-#define VERIFIED_SECONDS 300
 #define FIRST_WAS_CUT 4
+#define TABLES 128
+#define MAX_NODES 16384
+#define FACTOR_ONE 256
+#define MAX_LOOKUPS 64
 
 enum key_kind {
     KEY_UNREAD = 0,
@@ -62,6 +65,15 @@ enum counter {
     COUNT_DROPPED_UNSIGNED = 31,
     COUNT_DROPPED_UNWRITABLE = 32,
     COUNT_VERIFIED_TABLE_FULL = 33,
+    COUNT_BOUNDED_AWAY = 34,
+    COUNT_ALL_AT_BOUND = 35,
+    COUNT_BYTES_TO_NODES = 36,
+};
+
+enum choice {
+    CHOICE_FIRST = 0,
+    CHOICE_BOUNDED_AWAY = 1,
+    CHOICE_ALL_AT_BOUND = 2,
 };
 
 enum state {
@@ -117,7 +129,7 @@ struct balancer_service {
     __u16 node_mtu;
     __u8 promised_scale;
     __u8 non_http;
-    __u8 has_table;
+    __u8 table;
     __u8 zero[1];
 };
 _Static_assert(sizeof(struct balancer_service) == 32, "balancer_service");
@@ -132,7 +144,7 @@ _Static_assert(__builtin_offsetof(struct balancer_service, max_payload) == 24, "
 _Static_assert(__builtin_offsetof(struct balancer_service, node_mtu) == 26, "balancer_service.node_mtu");
 _Static_assert(__builtin_offsetof(struct balancer_service, promised_scale) == 28, "balancer_service.promised_scale");
 _Static_assert(__builtin_offsetof(struct balancer_service, non_http) == 29, "balancer_service.non_http");
-_Static_assert(__builtin_offsetof(struct balancer_service, has_table) == 30, "balancer_service.has_table");
+_Static_assert(__builtin_offsetof(struct balancer_service, table) == 30, "balancer_service.table");
 _Static_assert(__builtin_offsetof(struct balancer_service, zero) == 31, "balancer_service.zero");
 
 struct hello {
@@ -194,6 +206,38 @@ struct route {
 _Static_assert(sizeof(struct route) == 8, "route");
 _Static_assert(__builtin_offsetof(struct route, ifindex) == 0, "route.ifindex");
 _Static_assert(__builtin_offsetof(struct route, next_hop) == 4, "route.next_hop");
+
+struct node_id {
+    __be32 node;
+    __u8 vip_index;
+    __u8 zero[3];
+};
+_Static_assert(sizeof(struct node_id) == 8, "node_id");
+_Static_assert(__builtin_offsetof(struct node_id, node) == 0, "node_id.node");
+_Static_assert(__builtin_offsetof(struct node_id, vip_index) == 4, "node_id.vip_index");
+_Static_assert(__builtin_offsetof(struct node_id, zero) == 5, "node_id.zero");
+
+struct node_row {
+    __s64 base;
+    __u32 weight;
+    __u8 is_bounded;
+    __u8 zero[3];
+};
+_Static_assert(sizeof(struct node_row) == 16, "node_row");
+_Static_assert(__builtin_offsetof(struct node_row, base) == 0, "node_row.base");
+_Static_assert(__builtin_offsetof(struct node_row, weight) == 8, "node_row.weight");
+_Static_assert(__builtin_offsetof(struct node_row, is_bounded) == 12, "node_row.is_bounded");
+_Static_assert(__builtin_offsetof(struct node_row, zero) == 13, "node_row.zero");
+
+struct service_load {
+    __s64 base;
+    __u32 factor;
+    __u32 weights;
+};
+_Static_assert(sizeof(struct service_load) == 16, "service_load");
+_Static_assert(__builtin_offsetof(struct service_load, base) == 0, "service_load.base");
+_Static_assert(__builtin_offsetof(struct service_load, factor) == 8, "service_load.factor");
+_Static_assert(__builtin_offsetof(struct service_load, weights) == 12, "service_load.weights");
 
 struct sweep_result {
     __u64 flows;

@@ -12,10 +12,15 @@ struct {
     __type(value, __u64);
 } counters SEC(".maps");
 
-static __always_inline void count(__u32 counter)
+static __always_inline void count_more(__u32 counter, __u64 by)
 {
     __u64 *number = bpf_map_lookup_elem(&counters, &counter);
 
     if (number)
-        *number += 1;
+        *number += by;
+}
+
+static __always_inline void count(__u32 counter)
+{
+    count_more(counter, 1);
 }

@@ -71,6 +71,8 @@ enum counter {
     COUNT_ADOPTION_REFUSED = 51,
     COUNT_UNADOPTED = 52,
     COUNT_ADOPTION_IN_VAIN = 53,
+    COUNT_BYTES_TO_BACKENDS = 54,
+    COUNT_BYTES_TO_CLIENTS = 55,
 };
 
 struct bridge_service {
@@ -188,3 +190,11 @@ _Static_assert(__builtin_offsetof(struct sweep_result, flows) == 0, "sweep_resul
 _Static_assert(__builtin_offsetof(struct sweep_result, expired) == 8, "sweep_result.expired");
 _Static_assert(__builtin_offsetof(struct sweep_result, is_full) == 16, "sweep_result.is_full");
 _Static_assert(__builtin_offsetof(struct sweep_result, questions) == 24, "sweep_result.questions");
+
+struct open_flows {
+    __s64 open;
+    __u64 swept;
+};
+_Static_assert(sizeof(struct open_flows) == 16, "open_flows");
+_Static_assert(__builtin_offsetof(struct open_flows, open) == 0, "open_flows.open");
+_Static_assert(__builtin_offsetof(struct open_flows, swept) == 8, "open_flows.swept");

@@ -125,6 +125,12 @@ static __always_inline __u64 xxh64(struct room *room, __u32 at, __u32 size, __u6
     return xxh64_mixed(hash);
 }
 
+/* The digest of the 8 bytes of a word. */
+static __always_inline __u64 xxh64_word(__u64 word, __u64 seed)
+{
+    return xxh64_mixed(xxh64_take8(seed + XXH64_P5 + sizeof(word), word));
+}
+
 /* The digest of the 12 bytes of a flow key. */
 static __always_inline __u64 xxh64_flow_key(const struct flow_key *key, __u64 seed)
 {

@@ -9,6 +9,7 @@ puts its own in its place. A program must return TC_ACT_UNSPEC (-1) for packets 
 import ctypes
 import errno
 import os
+import socket
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, Self
@@ -42,7 +43,11 @@ class Hook:
     direction: Direction
 
     def __str__(self) -> str:
-        return f"{self.direction.name.lower()} of interface {self.ifindex}"
+        try:
+            name = socket.if_indextoname(self.ifindex)
+        except OSError:  # it has gone
+            name = f"interface {self.ifindex}"
+        return f"{self.direction.name.lower()} of {name}"
 
 
 class Attachment(Protocol):
@@ -53,6 +58,14 @@ class Attachment(Protocol):
 
     def replace(self, program: int) -> None:
         """Put another program in the place of this one; no packet sees both or neither. `BpfError`."""
+        ...
+
+    def is_attached(self) -> bool:
+        """False where the interface has gone, or somebody else has detached it."""
+        ...
+
+    def renew(self, program: int) -> None:
+        """Attach again what is attached no longer. `BpfError`; then nothing has changed."""
         ...
 
     def leave(self) -> None:
@@ -118,6 +131,17 @@ class TcxLink:
         result = libbpf.library().bpf_link_update(self.descriptor, program, None)
         _demand(result, f"cannot replace the program at {self.hook}")
 
+    def is_attached(self) -> bool:
+        info = libbpf.LinkInfo()
+        libbpf.fill_info(self.descriptor, info)
+        return bool(info.ifindex)
+
+    def renew(self, program: int) -> None:
+        """It is another link then, which is to be pinned in the place of the old one."""
+        renewed = TcxLink.create(self.hook, program)
+        self.leave()
+        self._descriptor = renewed.descriptor
+
     def leave(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -172,6 +196,19 @@ class ClsactFilter:
         result = libbpf.library().bpf_tc_attach(_tc_hook(self.hook), options)
         _demand(result, f"cannot attach to {self.hook}")
 
+    def is_attached(self) -> bool:
+        return _program_at(self.hook, self._handle) is not None
+
+    def renew(self, program: int) -> None:
+        """Its qdisc, too, where that has gone."""
+        renewed = ClsactFilter.create(self.hook, program, self._handle)
+        self._made_qdisc = self._made_qdisc or renewed.made_qdisc
+
+    @property
+    def made_qdisc(self) -> bool:
+        """Whether the qdisc came with it."""
+        return self._made_qdisc
+
     def leave(self) -> None:
         self._open = False
 
@@ -196,14 +233,22 @@ def _tc_hook(hook: Hook) -> libbpf.TcHook:
     return libbpf.TcHook(ifindex=hook.ifindex, attach_point=hook.direction)
 
 
-def _program_name_at(hook: Hook, handle: int) -> str | None:
-    library = libbpf.library()
+def _program_at(hook: Hook, handle: int) -> int | None:
+    """The kernel's number of the program in a filter. Needs no more than CAP_NET_ADMIN."""
     options = libbpf.TcOptions(handle=handle, priority=_PRIORITY)
-    result = library.bpf_tc_query(_tc_hook(hook), options)
+    result = libbpf.library().bpf_tc_query(_tc_hook(hook), options)
     if result in _GONE:
         return None
     _demand(result, f"cannot ask for the filters at {hook}")
-    program = _demand(library.bpf_prog_get_fd_by_id(options.prog_id), f"cannot see the filter at {hook}")
+    return int(options.prog_id)
+
+
+def _program_name_at(hook: Hook, handle: int) -> str | None:
+    number = _program_at(hook, handle)
+    if number is None:
+        return None
+    descriptor = libbpf.library().bpf_prog_get_fd_by_id(number)
+    program = _demand(descriptor, f"cannot see the filter at {hook}")
     try:
         return _name(program)
     finally:

@@ -66,6 +66,10 @@ class Layout(Generic[Row]):
             raise ValueError(f"{name} has {self.size} bytes, no multiple of {self.alignment}")
         self._struct = struct.Struct("=" + "".join(_codes(self.fields)))
 
+    def at(self, name: str) -> int:
+        """Bytes from the struct's beginning to a field."""
+        return next(field.at for field in self.fields if field.name == name)
+
     def pack(self, row: Row) -> bytes:
         """`size` bytes. struct.error where a number does not fit."""
         return self._struct.pack(*_flat(row))

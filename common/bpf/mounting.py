@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.bpf.errors import BpfError
 from common.bpf.pins import is_bpf_filesystem
+from common.net.privileges import Capability, raised
 
 _OF_THE_KERNEL = {"progs.debug", "maps.debug"}
 """What some kernels put into each (CONFIG_BPF_PRELOAD)."""
@@ -27,15 +28,17 @@ def bpf_directory(path: Path) -> Iterator[Path]:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise BpfError(f"cannot make {path} ({error.strerror}): choose another --state-dir") from error
-    if not is_bpf_filesystem(path):
-        _mount(path)
+    mount_unless_mounted(path)
     try:
         yield path
     finally:
         unmount_if_empty(path)
 
 
-def _mount(path: Path) -> None:
+def mount_unless_mounted(path: Path) -> None:
+    """``path`` is a directory. `BpfError`."""
+    if is_bpf_filesystem(path):
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     if libc.mount(b"bpf", os.fsencode(path), b"bpf", flags, b"mode=0700") < 0:
@@ -45,4 +48,5 @@ def _mount(path: Path) -> None:
 def unmount_if_empty(path: Path) -> None:
     """Where somebody still uses it, it stays."""
     if is_bpf_filesystem(path) and {entry.name for entry in path.iterdir()} <= _OF_THE_KERNEL:
-        ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(path), 0)
+        with raised(Capability.SYS_ADMIN):
+            ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(path), 0)

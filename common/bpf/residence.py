@@ -12,7 +12,6 @@ as long as the maps. It is pinned last and unpinned first: without it the other 
 import hashlib
 import logging
 import os
-import socket
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,11 +21,12 @@ from typing import Any, NamedTuple
 
 from common.bpf import libbpf
 from common.bpf.abi import LAYOUT_VERSION
-from common.bpf.attach import Attachment, ClsactFilter, Direction, Hook, TcxLink, supports_tcx
+from common.bpf.attach import Attachment, Direction, Hook
+from common.bpf.attachments import Attachments, filters_of, is_link, links_in
 from common.bpf.errors import BpfError
 from common.bpf.layout import Layout
 from common.bpf.maps import ArrayMap, MapShape, MapType, create_array, memory_bytes, shape_of
-from common.bpf.mounting import unmount_if_empty
+from common.bpf.mounting import mount_unless_mounted, unmount_if_empty
 from common.bpf.objects import BpfObject, Constants, map_shapes, object_path
 from common.bpf.pins import PinDirectory, is_bpf_filesystem
 
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
     identity: bytes
     """What the maps' contents mean: other maps must not be used."""
     pins: Path
-    """A directory, whose name no other daemon on the host has."""
+    """A directory of this daemon's own."""
     max_entries: Mapping[str, int]
     better_object: str | None = None
     """Used instead where the kernel takes it. It has the same maps and programs."""
@@ -75,9 +75,12 @@ class Residence:
         self._pins = PinDirectory(plan.pins)
         self._handle = handle_of(plan.pins)
         self._digests = plan.digests()
+        self._object_name = plan.object_name
+        self._constants: Constants = {}
         self._objects: dict[int, BpfObject] = {}
-        self._attachments: list[Attachment] = []
+        self._attachments = Attachments(self._pins, self._handle)
         self._kept: dict[str, int] = {}
+        self._refused: list[str] = []
         self._is_pinned = False
         """By this run, and not only by an earlier one."""
         with ExitStack() as failing:
@@ -87,15 +90,17 @@ class Residence:
 
     def load(self, constants: Constants, link_header_sizes: Iterable[int]) -> None:
         """Load the programs, one set for each size, all on the same maps. `BpfError`."""
+        self._constants = constants
         sizes = sorted(set(link_header_sizes))
         if self._plan.better_object is not None:
             try:
-                self._load_object(self._plan.better_object, constants, sizes)
+                self._objects = self._loaded(self._plan.better_object, sizes)
             except BpfError as error:
                 self._logger.debug("%s is loaded instead: %s", self._plan.object_name, error)
             else:
+                self._object_name = self._plan.better_object
                 return
-        self._load_object(self._plan.object_name, constants, sizes)
+        self._objects = self._loaded(self._plan.object_name, sizes)
 
     def map(self, name: str) -> int:
         """Descriptor; KeyError."""
@@ -117,22 +122,38 @@ class Residence:
         with ExitStack() as failing:
             failing.callback(self.remove)
             if not self.is_taken_over:
+                self._is_pinned = True
                 self._pin_maps()
-            old = _links(self._pins) if supports_tcx() else _filters(self._handle)
-            for left in old.values():
-                failing.callback(left.leave)
-            for place in places:
-                self._attach(place, old)
-            for hook, attachment in reversed(old.items()):
-                attachment.close()
-                self._pins.unpin(_link_name(hook))
+            self._attachments.begin(self._programs(places))
             self._is_pinned = True
             failing.pop_all()
 
+    def tend(self, places: Sequence[Place]) -> list[str]:
+        """Have programs at these places as well, and put back what somebody has taken: filters, links, pins,
+        the file system that these are in. Says in words what was done, and once what the kernel refuses.
+
+        An interface keeps its programs until it has gone from the host, even where it is down or none of
+        ``places`` any more: otherwise the kernel would answer what comes by it before the next call.
+        """
+        said: list[str] = []
+        refused: list[str] = []
+        try:
+            if self._pin_maps():
+                said.append(f"somebody has removed pins from {self._pins.path}: they are back")
+            new = {place.link_header_size for place in places} - self._objects.keys()
+            self._objects.update(self._loaded(self._object_name, sorted(new)))
+        except BpfError as error:
+            refused.append(str(error))
+        loaded = [place for place in places if place.link_header_size in self._objects]
+        attached, unattached = self._attachments.tend(self._programs(loaded))
+        refused += unattached
+        said += [*attached, *(text for text in refused if text not in self._refused)]
+        self._refused = refused
+        return said
+
     def leave(self) -> None:
         """Let go; what is pinned goes on."""
-        for attachment in self._attachments:
-            attachment.leave()
+        self._attachments.leave()
         self._is_pinned = False
         self._close()
 
@@ -148,31 +169,34 @@ class Residence:
         with ExitStack() as steps:
             steps.callback(_clear, self._pins)
             steps.callback(self._close)
-            for attachment in self._attachments:
-                steps.callback(attachment.close)
+            steps.callback(self._attachments.close)
 
-    def _load_object(self, name: str, constants: Constants, link_header_sizes: Iterable[int]) -> None:
+    def _loaded(self, name: str, link_header_sizes: Iterable[int]) -> dict[int, BpfObject]:
         """Sets for all sizes, or none and `BpfError`."""
         path = object_path(name)
+        made: dict[int, BpfObject] = {}
         with ExitStack() as failing:
-            failing.callback(self._close_objects)
             for size in link_header_sizes:
-                self._objects[size] = BpfObject(
+                made[size] = BpfObject(
                     path,
-                    constants={**constants, "link_header_size": size},
+                    constants={**self._constants, "link_header_size": size},
                     max_entries=self._plan.max_entries,
-                    reuse=self._kept or self._maps(),
+                    reuse=self._kept or _maps_of([*self._objects.values(), *made.values()]),
                 )
+                failing.callback(made[size].close)
             failing.pop_all()
+        return made
 
-    def _close_objects(self) -> None:
+    def _programs(self, places: Iterable[Place]) -> dict[Hook, int]:
+        return {
+            Hook(place.ifindex, place.direction): self._objects[place.link_header_size].program(place.program)
+            for place in places
+        }
+
+    def _close(self) -> None:
         for loaded in self._objects.values():
             loaded.close()
         self._objects.clear()
-
-    def _close(self) -> None:
-        self._attachments.clear()
-        self._close_objects()
         for descriptor in self._kept.values():
             os.close(descriptor)
         self._kept.clear()
@@ -181,10 +205,7 @@ class Residence:
         return next(iter(self._objects.values()))
 
     def _maps(self) -> dict[str, int]:
-        if not self._objects:
-            return {}
-        first = self._first()
-        return {name: first.map(name) for name in first.map_names()}
+        return _maps_of(self._objects.values())
 
     def _look_for_maps(self) -> None:
         names = self._pins.names()
@@ -195,12 +216,12 @@ class Residence:
             return
         self._close()
         self._logger.warning("what an earlier run left in %s is of another kind: removed", self._pins.path)
-        _remove(_filters(self._handle), self._pins)
+        _remove(filters_of(self._handle), self._pins)
 
     def _take_over(self, names: Iterable[str]) -> bool:
         """Whether the pinned maps are those of this plan, all of them; then they are kept open."""
         shapes = map_shapes(object_path(self._plan.object_name), self._plan.max_entries)
-        maps = {name for name in names if not _is_link(name)}
+        maps = {name for name in names if not is_link(name)}
         if maps != {_META, *shapes}:
             return False
         for name in maps:
@@ -215,32 +236,25 @@ class Residence:
         self.secret = secret
         return True
 
-    def _pin_maps(self) -> None:
-        self._is_pinned = True
+    def _pin_maps(self) -> bool:
+        """Those that are not; whether there were any."""
+        mount_unless_mounted(self._pins.path.parent)
         self._pins.create()
+        missing = {*self._maps(), _META} - set(self._pins.names())
         for name, descriptor in self._maps().items():
-            self._pins.pin(name, descriptor)
+            if name in missing:
+                self._pins.pin(name, descriptor)
+        if _META in missing:
+            self._pin_meta()
+        return bool(missing)
+
+    def _pin_meta(self) -> None:
         meta = create_array(_META, _META_SHAPE.value_size, 1)
         try:
             ArrayMap(meta).update(0, self._digests + self.secret)
             self._pins.pin(_META, meta)
         finally:
             os.close(meta)
-
-    def _attach(self, place: Place, old: dict[Hook, Attachment]) -> None:
-        hook = Hook(place.ifindex, place.direction)
-        program = self._objects[place.link_header_size].program(place.program)
-        there = old.pop(hook, None)
-        if not supports_tcx():
-            self._attachments.append(ClsactFilter.create(hook, program, self._handle))
-            return
-        if there is not None:
-            self._attachments.append(there)
-            there.replace(program)
-            return
-        link = TcxLink.create(hook, program)
-        self._attachments.append(link)
-        self._pins.pin(_link_name(hook), link.descriptor)
 
 
 def remove_left(pins: Path) -> bool:
@@ -252,7 +266,7 @@ def remove_left(pins: Path) -> bool:
         libbpf.library()
     except BpfError:
         return False  # who cannot use eBPF has left nothing
-    filters = _filters(handle_of(pins))
+    filters = filters_of(handle_of(pins))
     directory = PinDirectory(pins) if is_bpf_filesystem(pins.parent) else None
     found = bool(filters or (directory and directory.names()))
     _remove(filters, directory)
@@ -286,7 +300,7 @@ def maps_left(pins: Path, layout: bytes, names: Iterable[str]) -> dict[str, int]
 
 def handle_of(pins: Path) -> int:
     """Of clsact filters: tells this daemon's from those of others on the host."""
-    return zlib.crc32(pins.name.encode()) or 1
+    return zlib.crc32(os.fsencode(pins.resolve())) or 1
 
 
 def _digest(text: bytes) -> bytes:
@@ -310,7 +324,7 @@ def _read_meta(descriptor: int) -> bytes:
 
 
 def _remove(filters: Mapping[Hook, Attachment], pins: PinDirectory | None) -> None:
-    links = _links(pins) if pins else {}
+    links = links_in(pins) if pins else {}
     for attachment in (*filters.values(), *links.values()):
         attachment.close()
     if pins:
@@ -320,27 +334,6 @@ def _remove(filters: Mapping[Hook, Attachment], pins: PinDirectory | None) -> No
 def _clear(pins: PinDirectory) -> None:
     pins.unpin(_META)
     pins.clear()
-
-
-def _filters(handle: int) -> dict[Hook, Attachment]:
-    hooks = [Hook(ifindex, direction) for ifindex, _ in socket.if_nameindex() for direction in Direction]
-    return {hook: found for hook in hooks if (found := ClsactFilter.find(hook, handle)) is not None}
-
-
-def _links(pins: PinDirectory) -> dict[Hook, Attachment]:
-    """Those whose interfaces are still there; the others are unpinned."""
-    found: dict[Hook, Attachment] = {}
-    for name in filter(_is_link, pins.names()):
-        try:
-            descriptor = pins.get_link(name)
-        except BpfError:  # of another kind
-            descriptor = None
-        link = None if descriptor is None else TcxLink.adopt(descriptor)
-        if link is None:
-            pins.unpin(name)
-        else:
-            found[link.hook] = link
-    return found
 
 
 def identity(*parts: object, layouts: Iterable[Layout[Any]], numbers: Iterable[type[IntEnum]]) -> bytes:
@@ -354,9 +347,8 @@ def _shapes(maps: Mapping[str, int]) -> dict[str, MapShape]:
     return {name: shape_of(descriptor) for name, descriptor in maps.items()}
 
 
-def _link_name(hook: Hook) -> str:
-    return f"link_{hook.direction.name.lower()}_{hook.ifindex}"
-
-
-def _is_link(name: str) -> bool:
-    return name.startswith("link_")
+def _maps_of(objects: Iterable[BpfObject]) -> dict[str, int]:
+    """All objects have the same."""
+    for each in objects:
+        return {name: each.map(name) for name in each.map_names()}
+    return {}

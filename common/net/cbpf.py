@@ -17,7 +17,7 @@ from common.wire import ipv4
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
 _LOAD_WORD_X, _LOAD_HALF_X, _LOAD_BYTE_X = 0x40, 0x48, 0x50
 _LOAD_X_IHL = 0xB1
-_JUMP_EQUAL, _JUMP_SET = 0x15, 0x45
+_JUMP_EQUAL, _JUMP_GREATER, _JUMP_AT_LEAST, _JUMP_SET = 0x15, 0x25, 0x35, 0x45
 _RETURN = 0x06
 
 _ANCILLARY = 0xFFFFF000
@@ -135,6 +135,11 @@ def _quoting(intake: Intake, quoted_at: int) -> list[_Step]:
 
 
 def _one_of(values: Iterable[int], *, then: str, otherwise: str) -> list[_Step]:
+    if isinstance(values, range):
+        return [
+            _Jump(_JUMP_AT_LEAST, values[0], if_false=otherwise),
+            _Jump(_JUMP_GREATER, values[-1], if_true=otherwise, if_false=then),
+        ]
     *first, last = values
     return [
         *(_Jump(_JUMP_EQUAL, value, if_true=then) for value in first),

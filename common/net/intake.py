@@ -26,8 +26,8 @@ ICMP_ERRORS = (icmp.UNREACHABLE, icmp.TIME_EXCEEDED, icmp.PARAMETER_PROBLEM)
 @dataclass(frozen=True, slots=True)
 class Intake:
     address: IPv4Address
-    ports: tuple[int, ...]
-    """Ascending, each once."""
+    ports: tuple[int, ...] | range
+    """Ascending, each once; a range has step 1."""
     tagged: bool
     name: str
     """Two daemons on one host that would take the same packets have the same name."""
@@ -35,6 +35,11 @@ class Intake:
 
 def of_balancer(vip: IPv4Address, port: int) -> Intake:
     return Intake(vip, (port,), tagged=False, name=f"VIP {vip}:{port}")
+
+
+def of_health_checks(address: IPv4Address, ports: range) -> Intake:
+    """``address`` is the host's own, from which nodes are checked."""
+    return Intake(address, ports, tagged=False, name=f"health check source {address}")
 
 
 def of_packetbridge(bridge: IPv4Address, ports: Iterable[int]) -> Intake:

@@ -74,13 +74,13 @@ def interface_of(address: IPv4Address, among: Iterable[Interface]) -> Interface:
     raise HostError(f"no interface has the address {address}: add it (ip address add {address}/32 dev ...)")
 
 
-def tap_interfaces(among: Iterable[Interface]) -> list[Interface]:
-    """Those through which IPv4 packets can come from other hosts; to be asked before the own TUN is there.
+def open_interfaces(among: Iterable[Interface]) -> list[Interface]:
+    """Those through which IPv4 packets can come from other hosts; the own TUN is one of them.
 
     A bridge or bond is tapped itself, not what is enslaved to it, so that each packet is seen once.
     Other TUNs of ours are among them: a packetbridge may get its handoffs from a balancer on its own host.
     """
-    found = [
+    return [
         interface
         for interface in among
         if interface.is_up
@@ -88,6 +88,11 @@ def tap_interfaces(among: Iterable[Interface]) -> list[Interface]:
         and not interface.master
         and (interface.addresses or interface.is_point_to_point)
     ]
+
+
+def tap_interfaces(among: Iterable[Interface]) -> list[Interface]:
+    """`open_interfaces`, to be asked before the own TUN is there; `HostError` where there are none."""
+    found = open_interfaces(among)
     if not found:
         raise HostError(
             "no interface that is up has an IPv4 address: set one up (ip address add ... dev ...)"

@@ -41,9 +41,9 @@ class OwnedTable:
         if not self._context:
             raise HostError("cannot open a netlink socket to nftables")
         self._library.nft_ctx_buffer_error(self._context)
+        self._name = name
         # One transaction of two commands: nftables 1.0.6 ignores what stands inside a `create table`.
-        table = f"table ip {name} {{\nflags owner;\n"
-        complaint = self._run(f"create {table}}}\n{table}{rules}\n}}")
+        complaint = self._run(f"create {_table(name, '')}\n{_table(name, rules)}")
         if complaint:
             self.close()
             if _OWNED in complaint:
@@ -51,6 +51,15 @@ class OwnedTable:
             if _EXISTS in complaint:
                 raise HostError(f"nftables has a table {name} already: run `nft delete table ip {name}`")
             raise HostError(f"nftables refuses the table {name}: {complaint}")
+
+    def replace(self, rules: str) -> None:
+        """``rules`` in the place of those that were there, which are the same chains; no packet sees neither.
+
+        `HostError`: nftables refuses, the old ones stay.
+        """
+        complaint = self._run(f"flush table ip {self._name}\n{_table(self._name, rules)}")
+        if complaint:
+            raise HostError(f"nftables refuses to change the table {self._name}: {complaint}")
 
     def close(self) -> None:
         """Removes the table. May be called more than once."""
@@ -64,6 +73,10 @@ class OwnedTable:
             return ""
         text: bytes = self._library.nft_ctx_get_error_buffer(self._context) or b""
         return text.decode(errors="replace").partition("\n")[0] or "unknown error"
+
+
+def _table(name: str, rules: str) -> str:
+    return f"table ip {name} {{\nflags owner;\n{rules}\n}}"
 
 
 def table_name(subject: str) -> str:
@@ -108,6 +121,8 @@ def mark_rules(backend: Backend, mark: int) -> str:
 
 
 def _set(values: Iterable[int]) -> str:
+    if isinstance(values, range):
+        return f"{values[0]}-{values[-1]}"
     return "{ " + ", ".join(map(str, values)) + " }"
 
 

@@ -58,6 +58,18 @@ class Tap:
         except OSError as error:
             raise HostError(f"cannot tap interface {interface.name}: {error.strerror}") from error
 
+    @property
+    def is_bound(self) -> bool:
+        """False when the interface has been deleted, even if another one has its index now."""
+        return bool(self._socket.getsockname()[0])
+
+    def take(self, intake: Intake) -> None:
+        """From now on what this one says; no packet sees neither filter nor both. `HostError`."""
+        try:
+            _attach_filter(self._socket, intake, self._link_header_size)
+        except OSError as error:
+            raise HostError(f"cannot tap interface {self.interface.name}: {error.strerror}") from error
+
     def fileno(self) -> int:
         return self._socket.fileno()
 
@@ -112,11 +124,9 @@ def _open(
     interface: Interface, intake: Intake, link_header_size: int, receive_buffer_bytes: int
 ) -> socket.socket:
     """Protocol 0 receives nothing, so that no packet slips in before the filter is attached."""
-    option, code = cbpf.socket_option(cbpf.program(intake, link_header_size))
     tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     try:
-        tap.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
-        del code
+        _attach_filter(tap, intake, link_header_size)
         tap.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         tap.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer_bytes)
@@ -125,6 +135,12 @@ def _open(
         tap.close()
         raise
     return tap
+
+
+def _attach_filter(tap: socket.socket, intake: Intake, link_header_size: int) -> None:
+    option, code = cbpf.socket_option(cbpf.program(intake, link_header_size))
+    tap.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+    del code
 
 
 @lru_cache(maxsize=1024)

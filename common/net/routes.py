@@ -6,8 +6,11 @@ route is the packetbridge's TUN. So the socket itself knows only its usual route
 MTU counts, and path MTUs are learned on it. (A rule by source address and port cannot have that: the kernel
 looks up the route of a path MTU without the ports, and would put it where the socket does not look.)
 
-Table and route vanish with their owner. The rule outlives a killed one, but does nothing then; the next
-start recognises it by its protocol number, and by the interface whose index is in the table's number:
+Behind it stands a rule that drops what has the mark. Otherwise, while somebody has set the TUN down, replies
+would reach clients in the backend's own name, and be answered with a RST that ends the connection.
+
+Table and route vanish with their owner. The rules outlive a killed one, but do nothing then; the next
+start recognises them by their protocol number, and by the interface whose index is in the mark:
 indexes are unique in a host, and handed out again only after 2^31 others.
 """
 
@@ -19,14 +22,15 @@ from typing import Any, NamedTuple
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from common.net.backends import BackendTables
 from common.net.errors import HostError
 from common.net.interfaces import interfaces
-from common.net.ownership import Backend, OwnedTable, backend_name, mark_rules
+from common.net.ownership import Backend, mark_rules
 
 RULE_PROTOCOL = 76
 """Marks our rules, as the numbers of rt_protos mark those of routing daemons."""
 RULE_PRIORITY = 100
-"""Behind the local table, before the operator's usual rules and the main table."""
+"""Behind the local table, before the operator's usual rules and the main table. The dropping rule is next."""
 _TABLE_BASE = 0x4C330000
 _WHOLE_MARK = 0xFFFFFFFF
 _RTN_LOCAL = 2
@@ -77,64 +81,94 @@ def next_hop(address: IPv4Address) -> NextHop | None:
 
 
 class ReplyRoutes:
-    """Sends the backends' TCP packets into the TUN. Owns tables, rule and route until closed."""
+    """Sends the backends' TCP packets into the TUN. Owns tables, rules and route until closed."""
 
     def __init__(self, backends: Iterable[Backend], tun_index: int) -> None:
         """Removes leftovers first. `HostError` where a living packetbridge serves one of ``backends``."""
         number = _TABLE_BASE + tun_index
+        self._number = number
         self._route: dict[str, Any] = {"dst": "0.0.0.0/0", "oif": tun_index, "table": number, "scope": "link"}
-        self._rule = _rule(number)
-        self._tables: list[OwnedTable] = []
+        self.backends = BackendTables(lambda backend: mark_rules(backend, number))
+        """They may change. Their tables, being owned, cannot be changed by others."""
         remove_leftovers()
         try:
-            with IPRoute() as netlink:
-                netlink.route("add", **self._route)
-                netlink.rule("add", **self._rule)
-            for backend in backends:
-                self._tables.append(OwnedTable(backend_name(backend), mark_rules(backend, number)))
-        except NetlinkError as error:
-            self.close()
-            raise HostError(f"cannot route the backends' replies to the TUN: {_text(error)}") from error
+            self.restore()
+            self.backends.add(backends)
         except BaseException:
             self.close()
             raise
 
+    def restore(self) -> list[str]:
+        """Put back the route and the rules where they have gone, and say so. `HostError`."""
+        restored = []
+        try:
+            with IPRoute() as netlink:
+                routes = netlink.get_routes(family=AF_INET, table=self._number)
+                if not any(route.get_attr("RTA_OIF") == self._route["oif"] for route in routes):
+                    netlink.route("replace", **self._route)
+                    restored.append("the route of the backends' replies had gone: it is there again")
+                present = [(each.mark, each.priority) for each in _own_rules(netlink)]
+                for rule in _rules(self._number):
+                    if (self._number, rule["priority"]) not in present:
+                        netlink.rule("add", **rule)
+                        restored.append("a routing rule of the backends' replies had gone: it is there again")
+        except NetlinkError as error:
+            raise HostError(f"cannot route the backends' replies to the TUN: {_text(error)}") from error
+        return restored
+
     def close(self) -> None:
         """Also right after somebody else has removed the rule, or the TUN, and when called again."""
-        while self._tables:
-            self._tables.pop().close()
+        self.backends.close()
         with IPRoute() as netlink:
-            _remove(netlink.rule, self._rule)
+            for rule in _rules(self._number):
+                _remove(netlink.rule, rule)
             _remove(netlink.route, self._route)
 
 
 def remove_leftovers() -> int:
     """Remove the rules of killed packetbridges: their TUN is gone. Those of living ones stay.
 
-    Returns how many were removed.
+    Returns of how many packetbridges they were.
     """
     alive = {_TABLE_BASE + interface.index for interface in interfaces()}
-    removed = 0
     with IPRoute() as netlink:
-        for rule in netlink.get_rules(family=AF_INET):
-            table = rule.get_attr("FRA_TABLE")
-            if rule.get_attr("FRA_PROTOCOL") == RULE_PROTOCOL and table > _TABLE_BASE and table not in alive:
-                _remove(netlink.rule, _rule(table))
-                removed += 1
-    return removed
+        dead = {rule.mark for rule in _own_rules(netlink)} - alive
+        for number in dead:
+            for rule in _rules(number):
+                _remove(netlink.rule, rule)
+    return len(dead)
 
 
-def _rule(number: int) -> dict[str, Any]:
+class _OwnRule(NamedTuple):
+    """What tells one of our rules from others."""
+
+    mark: int
+    priority: int
+
+
+def _own_rules(netlink: IPRoute) -> list[_OwnRule]:
+    """Of all packetbridges."""
+    found = []
+    for rule in netlink.get_rules(family=AF_INET):
+        mark = rule.get_attr("FRA_FWMARK") or 0
+        if rule.get_attr("FRA_PROTOCOL") == RULE_PROTOCOL and mark > _TABLE_BASE:
+            found.append(_OwnRule(mark, rule.get_attr("FRA_PRIORITY")))
+    return found
+
+
+def _rules(number: int) -> list[dict[str, Any]]:
     """For packets of this host; the mark is the table's number."""
-    return {
+    marked: dict[str, Any] = {
         "family": AF_INET,
         "iifname": "lo",
         "fwmark": number,
         "fwmask": _WHOLE_MARK,
-        "table": number,
-        "priority": RULE_PRIORITY,
         "protocol": RULE_PROTOCOL,
     }
+    return [
+        {**marked, "priority": RULE_PRIORITY, "table": number},
+        {**marked, "priority": RULE_PRIORITY + 1, "action": "blackhole"},
+    ]
 
 
 def _remove(request: Callable[..., Any], target: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
-"""Asking the kernel about one TCP socket (sock_diag(7)).
+"""Asking the kernel about TCP sockets (sock_diag(7)).
 
-A request without NLM_F_DUMP looks up one connection by its addresses and ports, however many there are.
+A request without NLM_F_DUMP looks up one connection by its addresses and ports, however many there are; one
+with it has all listed.
 """
 
 import errno
 import os
 import socket
 import struct
+from collections.abc import Collection, Iterator
 
 from common.net.errors import HostError
 from common.wire.segment import FlowKey, key_ports
@@ -14,7 +16,7 @@ from common.wire.segment import FlowKey, key_ports
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x001, 0x300
-_NLMSG_ERROR = 2
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _LISTEN, _TIME_WAIT, _CLOSE = 10, 6, 7
 _GONE = frozenset((_LISTEN, _TIME_WAIT, _CLOSE))
 _NETLINK_HEADER = struct.Struct("=IHHII")
@@ -28,6 +30,12 @@ _NO_STATES, _ALL_STATES = 0, 0xFFFFFFFF
 _NO_COOKIE = 0xFFFFFFFF
 _NO_FLOW = bytes(12)
 _MAX_ANSWER = 8192
+_LISTED_AT_ONCE = 1 << 20
+"""Receive buffer of a dump."""
+_ENDS = struct.Struct("4x4s4s12x4s")
+"""Of struct inet_diag_msg: both ports, the source's and the destination's address."""
+FEW = 500
+"""Fewer are asked for one by one: a list has all sockets of the host."""
 
 
 class SocketQuery:
@@ -61,6 +69,32 @@ class SocketQuery:
             raise HostError(f"the kernel refuses to tell its TCP sockets: {os.strerror(-code)}")
         return body[1] not in _GONE
 
+    def existing(self, keys: Collection[FlowKey]) -> set[FlowKey]:
+        """Those of ``keys`` for which `exists`. `HostError`.
+
+        The list leaves out sockets of IPv6 that talk IPv4, so what is not in it is asked for by itself.
+        """
+        listed = set(self._listed()) if len(keys) >= FEW else set()
+        return {key for key in keys if key in listed or self.exists(key)}
+
+    def _listed(self) -> Iterator[FlowKey]:
+        states = _ALL_STATES & ~sum(1 << state for state in _GONE)
+        try:
+            self._send(_NO_FLOW, states, _NLM_F_REQUEST | _NLM_F_DUMP)
+            while True:
+                answer = self._socket.recv(_LISTED_AT_ONCE)
+                at = 0
+                while at < len(answer):
+                    length, kind, *_ = _NETLINK_HEADER.unpack_from(answer, at)
+                    body = at + _NETLINK_HEADER.size
+                    if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                        return
+                    ports, source, destination = _ENDS.unpack_from(answer, body)
+                    yield source + destination + ports
+                    at += length + 3 & ~3
+        except OSError as error:
+            raise HostError(f"cannot ask the kernel for its TCP sockets: {error.strerror}") from error
+
     def _require_module(self) -> None:
         """To an `exists` without the kernel's tcp_diag the answer would be that there is no such socket.
 
@@ -75,6 +109,14 @@ class SocketQuery:
 
     def _ask(self, key: FlowKey, states: int, flags: int) -> tuple[int, bytes]:
         """Type and body of the answer's first message."""
+        try:
+            self._send(key, states, flags)
+            answer = self._socket.recv(_MAX_ANSWER)
+        except OSError as error:
+            raise HostError(f"cannot ask the kernel for its TCP sockets: {error.strerror}") from error
+        return _NETLINK_HEADER.unpack_from(answer)[1], answer[_NETLINK_HEADER.size :]
+
+    def _send(self, key: FlowKey, states: int, flags: int) -> None:
         source_port, destination_port = key_ports(key)
         request = (
             _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, states)
@@ -82,9 +124,4 @@ class SocketQuery:
             + _SOCKET_ID_TAIL.pack(0, _NO_COOKIE, _NO_COOKIE)
         )
         size = _NETLINK_HEADER.size + len(request)
-        try:
-            self._socket.send(_NETLINK_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, flags, 0, 0) + request)
-            answer = self._socket.recv(_MAX_ANSWER)
-        except OSError as error:
-            raise HostError(f"cannot ask the kernel for its TCP sockets: {error.strerror}") from error
-        return _NETLINK_HEADER.unpack_from(answer)[1], answer[_NETLINK_HEADER.size :]
+        self._socket.send(_NETLINK_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, flags, 0, 0) + request)

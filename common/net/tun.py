@@ -60,6 +60,20 @@ class Tun:
             os.close(self._fd)
             raise HostError(f"cannot create a TUN device: {error}") from error
 
+    def restore(self) -> bool:
+        """Set the device up again, and put its settings back. Whether anything had been changed.
+
+        `HostError` where that is not possible. Routes through a device that was down are gone.
+        """
+        try:
+            was_changed = _configure(self.name)
+            if not _is_up(self.name):
+                _set_up(self.name)
+                was_changed = True
+        except OSError as error:
+            raise HostError(f"cannot set device {self.name} up again: {error}") from error
+        return was_changed
+
     def fileno(self) -> int:
         return self._fd
 
@@ -114,17 +128,28 @@ class Tun:
             self._target = memoryview(buffer)[VNET_AT:]
 
 
-def _configure(name: str) -> None:
-    """Settings of this device only, before it is up; no global one is touched.
+def _configure(name: str) -> bool:
+    """Settings of this device only, before it is up; no global one is touched. Whether any was another.
 
     Packets come in with any source, also with an address of this host (the VIP), and go out elsewhere.
     """
     ipv4_settings = Path("/proc/sys/net/ipv4/conf") / name
-    for setting, value in (("forwarding", "1"), ("accept_local", "1"), ("rp_filter", "0")):
-        (ipv4_settings / setting).write_text(value)
-    ipv6_settings = Path("/proc/sys/net/ipv6/conf") / name
-    if ipv6_settings.exists():
-        (ipv6_settings / "disable_ipv6").write_text("1")
+    changes = [
+        _set(ipv4_settings / setting, value)
+        for setting, value in (("forwarding", "1"), ("accept_local", "1"), ("rp_filter", "0"))
+    ]
+    ipv6_setting = Path("/proc/sys/net/ipv6/conf") / name / "disable_ipv6"
+    if ipv6_setting.exists():
+        changes.append(_set(ipv6_setting, "1"))
+    return any(changes)
+
+
+def _set(setting: Path, value: str) -> bool:
+    """Whether it had another value."""
+    if setting.read_text(encoding="ascii").strip() == value:
+        return False
+    setting.write_text(value)
+    return True
 
 
 def _set_up(name: str) -> None:
@@ -132,6 +157,15 @@ def _set_up(name: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCSIFMTU, _NAME_AND_NUMBER.pack(encoded, MTU))
         fcntl.ioctl(control, _SIOCSIFTXQLEN, _NAME_AND_NUMBER.pack(encoded, QUEUE_LENGTH))
-        answer = fcntl.ioctl(control, _SIOCGIFFLAGS, _NAME_AND_FLAGS.pack(encoded, 0))
-        flags = _NAME_AND_FLAGS.unpack(answer)[1] | _IFF_UP
+        flags = _flags(control, encoded) | _IFF_UP
         fcntl.ioctl(control, _SIOCSIFFLAGS, _NAME_AND_FLAGS.pack(encoded, flags))
+
+
+def _is_up(name: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        return bool(_flags(control, name.encode()) & _IFF_UP)
+
+
+def _flags(control: socket.socket, name: bytes) -> int:
+    answer = fcntl.ioctl(control, _SIOCGIFFLAGS, _NAME_AND_FLAGS.pack(name, 0))
+    return int(_NAME_AND_FLAGS.unpack(answer)[1])

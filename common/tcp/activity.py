@@ -92,8 +92,11 @@ class Activity:
             self.fin = None
         self.seen = now
 
-    def idle_deadline(self) -> float:
-        return self.seen + IDLE_SECONDS[self.phase]
+    def idle_deadline(self, idle: float = IDLE_SECONDS[Phase.OPEN]) -> float:
+        """``idle`` is how many seconds an open flow may be silent; one that has ended never lives longer."""
+        if self.phase in (Phase.OPEN, Phase.FIN_AHEAD):
+            return self.seen + idle
+        return self.seen + min(IDLE_SECONDS[self.phase], idle)
 
     def _sign(self, segment: Segment) -> Sign:
         start = segment.seq

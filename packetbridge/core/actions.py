@@ -58,7 +58,8 @@ def splice_(step: Step) -> None:
     stamps = said.timestamps if begun.handoff.timestamps else None
     if stamps:
         translated = [rewrite.with_echo(packet, stamps.value) for packet in translated]
-    step.packets += translated
+    for packet in translated:
+        step.forward("bytes_to_backends", packet)
     step.flow = flow._replace(
         backend=Activity(seq.add(syn_ack.seq, 1), step.now),
         to_backend=None if stamps else to_backend,
@@ -97,7 +98,7 @@ def acknowledge_backend(step: Step) -> None:
 
 def forward_to_backend(step: Step) -> None:
     step.flow.client.observe(step.received.segment, step.now)
-    step.packets.append(rewrite.applied(step.flow.plans.to_backend, step.received.packet))
+    step.forward("bytes_to_backends", rewrite.applied(step.flow.plans.to_backend, step.received.packet))
 
 
 def forward_with_known_echo(step: Step) -> None:
@@ -114,7 +115,7 @@ def settle(step: Step) -> None:
 
 def forward_to_client(step: Step) -> None:
     step.flow.backend.observe(step.received.segment, step.now)
-    step.packets.append(rewrite.applied(step.flow.plans.to_client, step.received.packet))
+    step.forward("bytes_to_clients", rewrite.applied(step.flow.plans.to_client, step.received.packet))
 
 
 def ask_kernel(step: Step) -> None:

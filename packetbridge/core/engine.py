@@ -8,11 +8,12 @@ client port may talk to two VIPs of one bridge. From the backend one table serve
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from common.counters import Counters
 from common.deadlines import Deadlines, earliest
+from common.reports import FlowReport
 from common.tcp.activity import REACH, Phase
 from common.wire import dscp, ipv4, segment, seq, tcp
 from common.wire.buffer import Buffer
@@ -22,7 +23,7 @@ from common.wire.offload import Packet
 from common.wire.plain import payload_size
 from common.wire.rewrite import Rewrite
 from common.wire.segment import FLOW_KEY_AT, FlowKey, Segment
-from packetbridge.core import departure, events, icmp_passage, opening, record, rounds, service
+from packetbridge.core import departure, events, icmp_passage, opening, record, report, rounds, service
 from packetbridge.core.actions import ACTIONS
 from packetbridge.core.admission import Admission, Admitted
 from packetbridge.core.flow import Flow
@@ -31,7 +32,7 @@ from packetbridge.core.machine import RULES, Event, State
 from packetbridge.core.record import Ended, FlowRecord, JournalEvent, Opened
 from packetbridge.core.restoration import Restoration, Table
 from packetbridge.core.rounds import Rounds
-from packetbridge.core.service import Limits, Service
+from packetbridge.core.service import Limits, Service, Timeouts
 from packetbridge.core.step import Received, Step
 from packetbridge.core.strangers import Strangers
 
@@ -43,7 +44,7 @@ _MASK = seq.MODULUS - 1
 _SPLICED = (State.ECHOING, State.ESTABLISHED)
 
 
-class Timeouts(NamedTuple):
+class Due(NamedTuple):
     packets: list[Packet]
     questions: list[FlowKey]
     """Flows, backend to client: has the kernel still a socket? To be answered by `socket_exists`."""
@@ -58,6 +59,7 @@ class PacketbridgeCore:
         verify: Callable[[Handoff], bool],
         wall_clock: Callable[[], int],
         limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         """``verify`` checks a handoff's tag; ``wall_clock`` gives seconds since the epoch.
 
@@ -66,11 +68,15 @@ class PacketbridgeCore:
         service.check(services)
         self.counters: Counters[str] = Counters()
         """Events of the state machine, and reasons for which packets were dropped."""
+        self.bytes_to_backends = self.bytes_to_clients = 0
+        """IP bytes of what went by plan; those of other packets are in `counters`, by these names."""
         self.journal: list[JournalEvent] = []
         """What became of established flows since the shell last emptied it."""
         self._limits = limits or Limits()
+        self._timeouts = timeouts or Timeouts()
+        self._wall_clock = wall_clock
         self._services = {served.vip_index: served for served in services}
-        self._flows = Flows(services, self._limits.flows)
+        self._flows = Flows(self._limits.flows)
         self._admission = Admission(verify, wall_clock, self._limits.tombstones)
         self._strangers = Strangers(self._limits.strangers, self._limits.resets_per_second, self.counters)
         self._restoration = Restoration(self._services, self._table(), self._strangers, self.counters)
@@ -87,6 +93,42 @@ class PacketbridgeCore:
             "waiting_bytes": self._flows.waiting_bytes,
         }
 
+    @property
+    def counts(self) -> Counters[str]:
+        """All `counters`."""
+        by_plan = {"bytes_to_backends": self.bytes_to_backends, "bytes_to_clients": self.bytes_to_clients}
+        return self.counters + Counters(by_plan)
+
+    # --- what is served
+
+    def serve(self, services: Sequence[Service], now: float) -> int:
+        """Serve these from now on. Flows of all others are forgotten; returns how many had not finished.
+
+        Raises ValueError as the constructor; then nothing was changed.
+        """
+        service.check(services)
+        open_before = sum(self._flows.open_of_vips)
+        kept = set(services)
+        for flow in self._flows.all():
+            if flow.service not in kept:
+                self._remove(flow, now)
+        self._services.clear()
+        self._services.update({served.vip_index: served for served in services})
+        return open_before - sum(self._flows.open_of_vips)
+
+    def flows_of_vips(self) -> dict[int, int]:
+        """By VIP index, how many flows there are that not both sides have finished."""
+        return {index: self._flows.open_of_vips[index] for index in self._services}
+
+    def flows(self, now: float) -> Iterator[FlowReport]:
+        wall_seconds = self._wall_clock()
+        return (report.of(flow, now, wall_seconds) for flow in self._flows.all())
+
+    def find(self, client: bytes, client_port: int, vip_index: int, now: float) -> FlowReport | None:
+        served = self._services.get(vip_index)
+        flow = self._flows.of_backend(served.backend_key(client, client_port)) if served else None
+        return report.of(flow, now, self._wall_clock()) if flow else None
+
     # --- the hot paths
 
     def plan_from_balancer(self, buffer: Buffer, at: int, length: int, now: float) -> Rewrite | None:
@@ -102,6 +144,7 @@ class PacketbridgeCore:
         if plan is None or client.phase is not Phase.OPEN:
             return None
         client.seen = now
+        self.bytes_to_backends += length
         end = start + payload & _MASK
         if end - client.next & _MASK < REACH:
             client.next = end
@@ -120,6 +163,7 @@ class PacketbridgeCore:
         if plan is None or backend.phase is not Phase.OPEN:
             return None
         backend.seen = now
+        self.bytes_to_clients += length
         end = start + payload & _MASK
         if end - backend.next & _MASK < REACH:
             backend.next = end
@@ -242,24 +286,24 @@ class PacketbridgeCore:
             self._restoration.next_deadline(),
         )
 
-    def on_timeout(self, now: float) -> Timeouts:
-        timeouts = Timeouts(self._strangers.due(now), self._restoration.due(now))
+    def on_timeout(self, now: float) -> Due:
+        due = Due(self._strangers.due(now), self._restoration.due(now))
         for key in self._rounds.due(now):
             if flow := self._flows.of_backend(key):
                 self._rounds.add(key, now)
-                self._set_idle(flow, flow.idle_deadline(), now)
+                self._set_idle(flow, flow.idle_deadline(self._timeouts), now)
         for key in self._idle.due(now):
             flow = self._flows.of_backend(key)
             if flow is None:
                 continue
-            if (deadline := flow.idle_deadline()) > now:
+            if (deadline := flow.idle_deadline(self._timeouts)) > now:
                 self._set_idle(flow, deadline, now)
                 continue
             step = self._step(flow, None, now)
             self._run(Event.IDLE_CLOSED if flow.is_closed else Event.IDLE, flow, step)
             if step.is_question:
-                timeouts.questions.append(key)
-        return timeouts
+                due.questions.append(key)
+        return due
 
     def socket_exists(self, key: FlowKey, exists: bool, now: float) -> list[Packet]:
         """The kernel's answer to a question of `on_timeout`. Returns packets to send."""
@@ -267,7 +311,7 @@ class PacketbridgeCore:
         if packets is not None:
             return packets
         flow = self._flows.of_backend(key)
-        if flow is None or flow.state not in _SPLICED or flow.idle_deadline() > now:
+        if flow is None or flow.state not in _SPLICED or flow.idle_deadline(self._timeouts) > now:
             return []
         event = Event.SOCKET_EXISTS if exists else Event.SOCKET_GONE
         return self._run(event, flow, self._step(flow, None, now))
@@ -341,7 +385,7 @@ class PacketbridgeCore:
         if state in _SPLICED and (before is None or before.state is State.OPENING):
             self.journal.append(Opened(record.of(flow)))
         self._flows.note_whether_closed(flow)
-        deadline = now + QUESTION_SECONDS if step.is_question else flow.idle_deadline()
+        deadline = now + QUESTION_SECONDS if step.is_question else flow.idle_deadline(self._timeouts)
         self._set_idle(flow, deadline, now)
 
     def _set_idle(self, flow: Flow, deadline: float, now: float) -> None:

@@ -7,14 +7,14 @@ them that do nothing, so what an established flow does not need is not in it, an
 import struct
 from typing import NamedTuple
 
-from common.tcp.activity import IDLE_SECONDS, Activity, Phase
+from common.tcp.activity import Activity, Phase
 from common.wire import seq
 from common.wire.handoff import Handoff
 from common.wire.offload import Packet
 from common.wire.rewrite import Rewrite, Splice
 from common.wire.segment import FlowKey
 from packetbridge.core.machine import State
-from packetbridge.core.service import Service
+from packetbridge.core.service import Service, Timeouts
 from packetbridge.core.splice import Plans
 
 OPENING_IDLE_SECONDS = 60.0
@@ -118,10 +118,10 @@ class Flow(NamedTuple):
         """Whether both sides have finished."""
         return self.client.phase is Phase.FINISHED and self.backend.phase is Phase.FINISHED
 
-    def idle_deadline(self) -> float:
+    def idle_deadline(self, timeouts: Timeouts) -> float:
         if self.state is State.OPENING:
             return self.client.seen + OPENING_IDLE_SECONDS
-        idle = min(IDLE_SECONDS[self.client.phase], IDLE_SECONDS[self.backend.phase])
+        idle = min(timeouts.of_phase(self.client.phase), timeouts.of_phase(self.backend.phase))
         return max(self.client.seen, self.backend.seen) + idle
 
 

@@ -5,24 +5,23 @@ VIPs of one bridge address. Packets from the backends share one table: no two se
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from common.tables import DictTable
 from common.wire import dscp
 from common.wire.segment import FlowKey
 from packetbridge.core.flow import Flow
-from packetbridge.core.service import Service
 
 
 class Flows:
-    def __init__(self, services: Sequence[Service], capacity: int) -> None:
+    def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        served = {service.vip_index for service in services}
         self._by_client: list[DictTable[FlowKey, Flow]] = [
-            DictTable(capacity if index in served else 0) for index in range(dscp.MAX_INDEX + 1)
+            DictTable(capacity) for _ in range(dscp.MAX_INDEX + 1)
         ]
         self._by_backend: DictTable[FlowKey, Flow] = DictTable(capacity)
         self._closed: OrderedDict[FlowKey, None] = OrderedDict()
+        self.open_of_vips = [0] * (dscp.MAX_INDEX + 1)
+        """By VIP index, how many flows there are that not both sides have finished."""
         self.waiting_bytes = 0
         self.of_client = [table.get for table in self._by_client]
         """For each DSCP: the flow of a key, client to bridge, or None."""
@@ -43,25 +42,36 @@ class Flows:
         else:
             self._by_backend.put_if_absent(flow.key, flow)
             by_client.put_if_absent(client_key, flow)
+            self.open_of_vips[flow.service.vip_index] += 1
         self.waiting_bytes += flow.waiting_bytes
 
     def remove(self, flow: Flow) -> None:
         self._by_backend.delete(flow.key)
         self._by_client[flow.service.vip_index].delete(flow.service.client_key(flow.key))
-        self._closed.pop(flow.key, None)
+        if flow.key in self._closed:
+            del self._closed[flow.key]
+        else:
+            self.open_of_vips[flow.service.vip_index] -= 1
         self.waiting_bytes -= flow.waiting_bytes
 
     def note_whether_closed(self, flow: Flow) -> None:
         """Call after the flow's activity has changed."""
+        if flow.is_closed == (flow.key in self._closed):
+            return
         if flow.is_closed:
-            self._closed.setdefault(flow.key)
-        elif flow.key in self._closed:
+            self._closed[flow.key] = None
+            self.open_of_vips[flow.service.vip_index] -= 1
+        else:
             del self._closed[flow.key]
+            self.open_of_vips[flow.service.vip_index] += 1
 
     def longest_closed(self) -> Flow | None:
         """The flow whose both sides finished first: the one to go where room is needed."""
         key = next(iter(self._closed), None)
         return None if key is None else self._by_backend.get(key)
+
+    def all(self) -> list[Flow]:
+        return [flow for _, flow in self._by_backend.items()]
 
     def __len__(self) -> int:
         return len(self._by_backend)

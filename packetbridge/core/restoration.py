@@ -44,12 +44,15 @@ class Restoration:
     def __init__(
         self, services: Mapping[int, Service], table: Table, strangers: Strangers, counters: Counters[str]
     ) -> None:
-        """``services`` by their VIP's index."""
+        """``services`` by their VIP's index; they may change."""
         self._services = services
         self._table = table
         self._strangers = strangers
         self._counters = counters
         self._records: dict[FlowKey, tuple[FlowRecord, int]] = {}
+        """Those that are to be visited, after so many visits."""
+        self._probed: set[FlowKey] = set()
+        """Of these, those that were lost at some time."""
         self._deadlines: Deadlines[FlowKey] = Deadlines(resolution=0.5)
 
     def restore(self, saved: FlowRecord, now: float, socket_exists: bool) -> list[Packet]:
@@ -59,7 +62,7 @@ class Restoration:
         no longer fits the services or the tables is counted and left out.
         """
         served = self._services.get(saved.vip_index)
-        if served is None or not saved.is_of(served):
+        if served is None or not self._is_served(saved):
             self._counters["restored_of_unknown_service"] += 1
             if not socket_exists:
                 self._table.forget(saved.key)
@@ -88,6 +91,10 @@ class Restoration:
         if key not in self._records:
             return None
         saved, visits = self._records.pop(key)
+        self._probed.discard(key)
+        if not self._is_served(saved):
+            self._table.forget(key)
+            return []
         self._plan(saved, now, visits + 1)
         if not self._table.knows(saved):
             if key not in self._records:
@@ -100,10 +107,15 @@ class Restoration:
 
     def lost(self) -> list[FlowRecord]:
         """Those without flow whose clients are still to be probed: another restoration may have to do it."""
-        return [saved for saved, _ in self._records.values() if not self._table.knows(saved)]
+        probed = [self._records[key][0] for key in self._probed]
+        return [saved for saved in probed if self._is_served(saved) and not self._table.knows(saved)]
 
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
+
+    def _is_served(self, saved: FlowRecord) -> bool:
+        served = self._services.get(saved.vip_index)
+        return served is not None and saved.is_of(served)
 
     def _plan(self, saved: FlowRecord, now: float, visits: int) -> None:
         """The next visit, after so many."""
@@ -113,6 +125,8 @@ class Restoration:
 
     def _probe(self, saved: FlowRecord, now: float) -> list[Packet]:
         self._strangers.expect(saved.key, now)
+        if saved.key in self._records:
+            self._probed.add(saved.key)
         return [probe(self._services[saved.vip_index], saved)]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from common.tcp.activity import IDLE_SECONDS, Phase
 from common.wire import dscp
 from common.wire.segment import FlowKey, flow_key, key_ports
 
@@ -39,6 +40,17 @@ class Limits(NamedTuple):
     waiting_in_all: int = 16 << 20
     resets_per_second: float = 1_000.0
     """RSTs to clients of unknown flows; as many may go at once."""
+
+
+class Timeouts(NamedTuple):
+    """In seconds."""
+
+    idle: float = IDLE_SECONDS[Phase.OPEN]
+    """How long an open flow may be silent before the kernel is asked for its socket."""
+
+    def of_phase(self, phase: Phase) -> float:
+        """How long an end in this phase may be silent."""
+        return self.idle if phase in (Phase.OPEN, Phase.FIN_AHEAD) else min(IDLE_SECONDS[phase], self.idle)
 
 
 def check(services: Sequence[Service]) -> None:

@@ -44,6 +44,11 @@ class Step:
         self.is_question = False
         """Whether the kernel is to be asked for the flow's socket."""
 
+    def forward(self, counter: str, packet: Packet) -> None:
+        """Send a packet of one end on to the other; its bytes are counted, as the IP header has them."""
+        self.counters[counter] += int.from_bytes(packet.data[2:4], "big")
+        self.packets.append(packet)
+
     @property
     def flow(self) -> Flow:
         """The flow as it is, or as the action leaves it."""

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from common.bpf.abi import Activity
-from common.bpf.layout import S8, U8, U16, U32, U64, Be16, Be32, Layout, Pad1, Pad3
+from common.bpf.layout import S8, S64, U8, U16, U32, U64, Be16, Be32, Layout, Pad1, Pad3
 from common.wire import handoff
 
 
@@ -24,6 +24,10 @@ class StateNumber(IntEnum):
     ESTABLISHED = 4
     ADOPTED = 5
     """As ESTABLISHED, with the same numbers on both legs."""
+
+
+SPLICED = (StateNumber.ECHOING, StateNumber.ESTABLISHED, StateNumber.ADOPTED)
+"""Those in which both legs are joined."""
 
 
 class ServiceRow(NamedTuple):
@@ -107,6 +111,16 @@ class TombstoneId(NamedTuple):
     balancer_isn: U32
 
 
+class OpenFlows(NamedTuple):
+    """Value of map `open_flows`, an array whose index is the VIP's."""
+
+    open: S64
+    """Flows that not both sides have finished. The programs count as they go, each sweep corrects it; for a
+    moment it may be below 0."""
+    swept: U64
+    """What the sweep that is running has counted so far."""
+
+
 class SweepResult(NamedTuple):
     """What one run of the sweeping program counted."""
 
@@ -185,6 +199,10 @@ class Counter(IntEnum):
     """Dropped: segments of a connection whose first payload the listener has not taken."""
     ADOPTION_IN_VAIN = 53
     """Connections that the listener has not taken and that have a backend leg at last."""
+    BYTES_TO_BACKENDS = 54
+    """IP bytes of clients' segments as the backends get them."""
+    BYTES_TO_CLIENTS = 55
+    """IP bytes of backends' segments as they leave, from the VIP."""
 
 
 INDEX_SIZE = 4
@@ -196,4 +214,5 @@ FLOW = Layout(FlowRow, "bridge_flow")
 STASH = Layout(StashRow, "stash_head")
 TOMBSTONE = Layout(TombstoneId, "tombstone_id")
 SWEEP_RESULT = Layout(SweepResult, "sweep_result")
-STRUCTS = (SERVICE, FLOW, STASH, TOMBSTONE, SWEEP_RESULT)
+OPEN_FLOWS = Layout(OpenFlows, "open_flows")
+STRUCTS = (SERVICE, FLOW, STASH, TOMBSTONE, SWEEP_RESULT, OPEN_FLOWS)

@@ -16,14 +16,13 @@ from pathlib import Path
 import trio
 
 from common.bpf import residence as residences
-from common.bpf.abi import FLOW_ID, MAX_SERVICES, SHARED, PhaseNumber
+from common.bpf.abi import FLOW_ID, SHARED, PhaseNumber
 from common.bpf.activity import cell_of
 from common.bpf.maps import ArrayMap, HashMap, MapType, shape_of
 from common.bpf.residence import Residence, identity
 from common.counters import Counters
 from common.wire.offload import Packet
 from common.wire.rewrite import Splice
-from common.wire.segment import FlowKey
 from packetbridge.core.flow import Flow, Origin
 from packetbridge.core.machine import State
 from packetbridge.core.record import FlowRecord, Opened
@@ -31,9 +30,10 @@ from packetbridge.core.restoration import Restoration, Table
 from packetbridge.core.service import Service
 from packetbridge.core.strangers import Strangers
 from packetbridge.ebpf import abi
-from packetbridge.ebpf.abi import FLOW, SERVICE, FlowRow, ServiceRow, StateNumber
-from packetbridge.ebpf.flows import MapFlows, backend_key, index_of, key_of_backend
-from packetbridge.journal import Journal, restore_all
+from packetbridge.ebpf.abi import FLOW, SERVICE, SPLICED, FlowRow, StateNumber
+from packetbridge.ebpf.flows import MapFlows, backend_key, index_of, is_closed, key_of_backend
+from packetbridge.ebpf.served import services_in
+from packetbridge.journal import Existing, Journal, restore_all
 
 PATIENCE_SECONDS = 5.0
 """Enough for some 100,000 flows."""
@@ -44,7 +44,6 @@ _MAPS = {
     "services": (MapType.ARRAY, 4, SERVICE.size),
 }
 """Type, and sizes of key and value."""
-_SPLICED = (StateNumber.ECHOING, StateNumber.ESTABLISHED, StateNumber.ADOPTED)
 
 
 def row_of(flow: Flow) -> FlowRow:
@@ -78,13 +77,13 @@ def record_of(service: Service, key: bytes, row: FlowRow) -> FlowRecord:
 
 def records_in(flows: HashMap, services: ArrayMap) -> Iterator[FlowRecord]:
     """Those whose both sides have finished come last: there is the least to lose."""
-    served = dict(_services_in(services))
+    served = {each.vip_index: each for each in services_in(services)}
     closed = []
     for key, data in flows.items():
         row = FLOW.unpack(data)
-        if row.state not in _SPLICED or index_of(key) not in served:
+        if row.state not in SPLICED or index_of(key) not in served:
             continue
-        if _is_closed(row):
+        if is_closed(row):
             closed.append((key, row))
         else:
             yield record_of(served[index_of(key)], key, row)
@@ -142,14 +141,14 @@ class CarriedOver:
         services: Mapping[int, Service],
         flows: MapFlows,
         strangers: Strangers,
-        exists: Callable[[FlowKey], bool],
+        existing: Existing,
         counters: Counters[str],
     ) -> None:
-        """``services`` by their VIP's index; ``exists`` asks the kernel for a socket."""
+        """``services`` by their VIP's index, which may change."""
         self._journal = journal
         self._services = services
         self._flows = flows
-        self._exists = exists
+        self._existing = existing
         table = Table(self._knows, self._take_up, self._end, self._bury, journal.erase)
         self._restoration = Restoration(services, table, strangers, counters)
         self.next_deadline = self._restoration.next_deadline
@@ -161,7 +160,7 @@ class CarriedOver:
         """
         restore = self._restoration.restore
         return restore_all(
-            self._journal, self._exists, lambda saved, exists: restore(saved, now, exists), logger
+            self._journal, self._existing, lambda saved, exists: restore(saved, now, exists), logger
         )
 
     def leave_to_maps(self) -> None:
@@ -178,8 +177,10 @@ class CarriedOver:
     def on_timeout(self, now: float) -> list[Packet]:
         """What to send."""
         packets: list[Packet] = []
-        for key in self._restoration.due(now):
-            packets += self._restoration.visit(key, self._exists(key), now) or []
+        due = self._restoration.due(now)
+        existing = self._existing(due)
+        for key in due:
+            packets += self._restoration.visit(key, key in existing, now) or []
         return packets
 
     def _key_of(self, saved: FlowRecord) -> bytes:
@@ -194,32 +195,10 @@ class CarriedOver:
     def _end(self, saved: FlowRecord, now: float) -> bool:
         key = self._key_of(saved)
         row = self._flows.row(key)
-        if row is None or row.state not in _SPLICED or (row.client_isn, row.balancer_isn) != saved.origin[:2]:
+        if row is None or row.state not in SPLICED or (row.client_isn, row.balancer_isn) != saved.origin[:2]:
             return False
         self._flows.bury(key, now)
         return True
 
     def _bury(self, saved: FlowRecord, now: float) -> None:
         self._flows.leave_tombstone(self._key_of(saved), *saved.origin[:2], now)
-
-
-def _services_in(rows: ArrayMap) -> Iterator[tuple[int, Service]]:
-    for index in range(MAX_SERVICES):
-        row = SERVICE.unpack(rows.lookup(index))
-        if row.in_use:
-            yield index, _service_of(index, row)
-
-
-def _service_of(vip_index: int, row: ServiceRow) -> Service:
-    return Service(
-        vip_index=vip_index,
-        vip=row.vip,
-        vip_port=int.from_bytes(row.vip_port, "big"),
-        bridge=row.bridge,
-        backend=row.backend,
-        backend_port=int.from_bytes(row.backend_port, "big"),
-    )
-
-
-def _is_closed(row: FlowRow) -> bool:
-    return row.client.phase == row.backend.phase == PhaseNumber.FINISHED

@@ -1,12 +1,19 @@
 """The programs' map of flows, as the rest of the packetbridge sees it."""
 
-from common.bpf.abi import FLOW_ID, FlowId
+from collections.abc import Container, Iterator, Mapping
+
+from common.bpf.abi import FLOW_ID, FlowId, PhaseNumber
+from common.bpf.activity import from_cell
 from common.bpf.maps import HashMap, Update
+from common.reports import FlowReport
 from common.tables import TableFullError
 from common.wire import dscp
+from common.wire.rewrite import Splice
 from common.wire.segment import FlowKey, Segment
+from packetbridge.core import report
+from packetbridge.core.flow import Origin
 from packetbridge.core.service import Service
-from packetbridge.ebpf.abi import FLOW, TOMBSTONE, FlowRow, StateNumber, TombstoneId
+from packetbridge.ebpf.abi import FLOW, SPLICED, TOMBSTONE, FlowRow, StateNumber, TombstoneId
 from packetbridge.ebpf.waiting_room import Openness
 
 _SINCE_SIZE = 4
@@ -45,6 +52,20 @@ class MapFlows:
         self._flows.delete(key)
         self.leave_tombstone(key, row.client_isn, row.balancer_isn, now)
 
+    def bury_all(self, vip_indexes: Container[int], now: float) -> int:
+        """The flows of these VIPs, but for those that open: the next sweeps forget them with their payload.
+
+        Returns how many there were that not both sides had finished.
+        """
+        unfinished = 0
+        for key, row in self.rows():
+            if index_of(key) not in vip_indexes or row.state == StateNumber.OPENING:
+                continue
+            if self._flows.delete(key):
+                self.leave_tombstone(key, row.client_isn, row.balancer_isn, now)
+                unfinished += not is_closed(row)
+        return unfinished
+
     def leave_tombstone(self, key: bytes, client_isn: int, balancer_isn: int, now: float) -> None:
         """Handoffs of this connection have had their day."""
         name = TombstoneId(*FLOW_ID.unpack(key)[:3], 0, client_isn, balancer_isn)
@@ -54,9 +75,47 @@ class MapFlows:
         """Walks through the whole map."""
         return self._flows.count()
 
+    def rows(self) -> Iterator[tuple[bytes, FlowRow]]:
+        """Those that are there all the while, and some of those that come or go meanwhile."""
+        return ((key, FLOW.unpack(data)) for key, data in self._flows.items())
+
+    def open_of_vip(self, vip_index: int) -> int:
+        """How many of its flows not both sides have finished. Walks through the whole map."""
+        return sum(index_of(key) == vip_index and not is_closed(row) for key, row in self.rows())
+
     def row(self, key: bytes) -> FlowRow | None:
         data = self._flows.lookup(key)
         return None if data is None else FLOW.unpack(data)
+
+
+def is_closed(row: FlowRow) -> bool:
+    """Whether both sides have finished."""
+    return row.client.phase == row.backend.phase == PhaseNumber.FINISHED
+
+
+def reports(
+    flows: MapFlows, services: Mapping[int, Service], now: float, wall_seconds: int
+) -> Iterator[FlowReport]:
+    """``services`` by their VIP's index."""
+    for key, row in flows.rows():
+        if served := services.get(index_of(key)):
+            yield report_of(served, key, row, now, wall_seconds)
+
+
+def report_of(service: Service, key: bytes, row: FlowRow, now: float, wall_seconds: int) -> FlowReport:
+    splice = Splice(row.seq_delta, row.value_delta, row.backend_shift, row.client_shift)
+    made = report.flow_report(
+        service,
+        backend_key(service, key),
+        StateNumber(row.state).name,
+        Origin(row.client_isn, row.balancer_isn, row.time),
+        splice if row.state in SPLICED else None,
+        (from_cell(row.client), from_cell(row.backend)),
+        now,
+        wall_seconds,
+    )
+    made.details["adopted"] = row.state in (StateNumber.ADOPTING, StateNumber.ADOPTED)
+    return made
 
 
 def key_of_client(segment: Segment) -> bytes:

@@ -1,7 +1,7 @@
 """Idle flows, about which the kernel is asked: has the backend still a socket? (map `questions`)"""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -39,20 +39,24 @@ class Questions:
 
     def answer_all(self, now: float) -> None:
         """``now`` is seconds of the monotonic clock."""
+        asked: dict[bytes, FlowKey | None] = {}
         for key, _ in list(self._questions.items()):
             self._questions.delete(key)
             service = self._services.get(index_of(key))
-            if service is None or not self.exists(backend_key(service, key)):
+            asked[key] = backend_key(service, key) if service else None
+        existing = self.existing([flow for flow in asked.values() if flow])
+        for key, flow in asked.items():
+            if flow not in existing:
                 self._counters["socket_gone"] += 1
                 self._flows.bury(key, now)
             else:
                 self._counters["socket_exists"] += 1
                 self._flows.revive(key, now)
 
-    def exists(self, key: FlowKey) -> bool:
-        """An idle flow of which the kernel says nothing is kept: it is asked again later."""
+    def existing(self, keys: Sequence[FlowKey]) -> set[FlowKey]:
+        """Idle flows of which the kernel says nothing are kept: it is asked again later."""
         try:
-            return self._query.exists(key)
+            return self._query.existing(keys)
         except HostError:
             self._counters["socket_query_failed"] += 1
-            return True
+            return set(keys)

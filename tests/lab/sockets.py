@@ -57,7 +57,7 @@ def socket_in(host: Host, *kind: int) -> socket.socket:
 
 @contextmanager
 def connection(
-    lab: Lab, *, port: int = 0, address: str = VIP_ADDRESS, receive_buffer: int = 0
+    lab: Lab, *, port: int = 0, address: str = VIP_ADDRESS, vip_port: int = 80, receive_buffer: int = 0
 ) -> Iterator[socket.socket]:
     """From the client's main address and ``port``, which may have connections elsewhere, too."""
     with socket_in(lab.client, socket.AF_INET, socket.SOCK_STREAM) as client:
@@ -67,7 +67,7 @@ def connection(
         if receive_buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         client.bind((str(lab.topology.client.addresses[0]), port))
-        client.connect((address, 80))
+        client.connect((address, vip_port))
         yield client
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import LabError, demo, run_directory
+from lab import LabError, demo, outage, run_directory, showing
 from tests.lab.instead import have_daemons_run
 from tests.lab.lossless import overflows
 
@@ -42,7 +42,7 @@ def test_a_node_without_urls_has_the_least_share() -> None:
 
 def test_a_request_is_taken_from_what_curl_tells_of_it() -> None:
     fetched = demo.parse_fetched("http://192.168.33.10/video/001.mp4 node3 198.51.100.10 1")
-    assert fetched == demo.Fetched("http://192.168.33.10/video/001.mp4", "node3", "198.51.100.10")
+    assert fetched == outage.Fetched("http://192.168.33.10/video/001.mp4", "node3", "198.51.100.10")
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_what_is_no_fresh_request_to_a_node_is_an_error(line: str) -> None:
 
 
 def test_a_bar_is_as_long_as_its_share_and_never_invisible() -> None:
-    assert demo.bar(1, 8) == "████████"
-    assert demo.bar(0.5, 8) == "████"
-    assert demo.bar(0.3125, 8) == "██▌"
-    assert demo.bar(0.0001, 8) == "▏"
+    assert showing.bar(1, 8) == "████████"
+    assert showing.bar(0.5, 8) == "████"
+    assert showing.bar(0.3125, 8) == "██▌"
+    assert showing.bar(0.0001, 8) == "▏"
 
 
 # --- how it ends ---

@@ -12,7 +12,7 @@ import pytest
 
 from lab import Host, Lab
 from lab.testbed import daemon_program
-from tests.lab.footprint import footprint
+from tests.lab.refusal import refused
 
 pytestmark = pytest.mark.root
 
@@ -25,17 +25,6 @@ WITHOUT_ANY = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 @pytest.fixture(scope="module")
 def lab(bare_lab: Lab) -> Lab:
     return bare_lab
-
-
-def refused(host: Host, program: str, *options: str, by: tuple[str, ...] = ()) -> str:
-    """The line that the daemon says."""
-    before = footprint(host)
-    done = host.run([*by, str(daemon_program(program)), *options], check=False, timeout=20)
-    assert footprint(host) == before
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"{program}: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
 
 
 @contextmanager

@@ -137,6 +137,27 @@ def test_tap_survives_its_interface_going_down_and_up(hosts: Hosts, wire: socket
     assert received == [packet]
 
 
+def test_rules_of_an_owner_table_are_replaced_as_a_whole_or_not_at_all(hosts: Hosts) -> None:
+    other = intake.of_balancer(MIDDLE, 81)
+    with hosts.middle.entered():
+        interface = interface_of(MIDDLE, interfaces())
+        table = own(BALANCER, interface)
+        before = hosts.middle.run("nft list ruleset")
+        with pytest.raises(HostError, match="refuses to change the table"):
+            table.replace(drop_rules(other, [interface]) + "chain prerouting { rubbish; }")
+        assert hosts.middle.run("nft list ruleset") == before
+        table.replace(drop_rules(other, [interface]))
+        changed = hosts.middle.run("nft list ruleset")
+        table.replace("")
+        emptied = hosts.middle.run("nft list ruleset")
+        table.close()
+        assert hosts.middle.run("nft list tables") == ""
+    assert "tcp dport 80 drop" in before
+    assert "tcp dport 81 drop" in changed
+    assert "tcp dport 80" not in changed
+    assert "drop" not in emptied
+
+
 def test_tap_counts_what_the_kernel_drops(hosts: Hosts, wire: socket.socket) -> None:
     packet = bytes(IP(src=str(CLIENT), dst=str(MIDDLE)) / TCP(sport=40000, dport=80) / bytes(1000))
     with hosts.middle.entered():
@@ -267,7 +288,7 @@ def serving(hosts: Hosts, role: str, backend: str) -> Iterator[tuple[subprocess.
             process.kill()
 
 
-def test_killed_process_leaves_only_a_rule_that_the_next_start_removes(hosts: Hosts) -> None:
+def test_killed_process_leaves_only_rules_that_the_next_start_removes(hosts: Hosts) -> None:
     with (
         serving(hosts, "packetbridge", "10.98.2.2") as (killed, killed_tun),
         serving(hosts, "balancer", "10.98.2.3") as (_, living_tun),

@@ -2,9 +2,11 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
+from common.net import sock_diag
 from common.net.errors import HostError
 from common.net.sock_diag import SocketQuery
 from tests.root.namespaces import CLIENT, SERVER, Hosts, three_hosts
@@ -103,3 +105,59 @@ def test_a_kernel_that_cannot_tell_is_refused(monkeypatch: pytest.MonkeyPatch) -
         HostError, match=r"the kernel cannot tell its TCP sockets .*: run `modprobe tcp_diag`"
     ):
         SocketQuery()
+
+
+@pytest.fixture(params=[1, 500], ids=["listed", "one by one"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sock_diag, "FEW", request.param)
+
+
+@pytest.mark.usefixtures("few")
+def test_of_many_flows_those_are_found_that_exist(
+    query: SocketQuery, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    key = key_of(pair[0])
+    others = [key_of(pair[0], PORT + 1), key[4:8] + key[:4] + key[10:] + key[8:10], key[:10] + b"\x00\x01"]
+    assert query.existing([*others, key]) == {key}
+    assert query.exists(key), "nothing is left of the list"
+
+
+@pytest.mark.usefixtures("few")
+def test_of_many_flows_those_are_not_found_that_are_over(
+    query: SocketQuery, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    client, accepted = pair
+    accepted.close()
+    client.close()
+    key = SERVER.packed + CLIENT.packed + PORT.to_bytes(2, "big")
+    keys = [key + port.to_bytes(2, "big") for port in range(32768, 61000, 7)]
+    assert query.existing(keys) == set()
+
+
+@pytest.mark.usefixtures("few")
+def test_server_that_listens_for_both_families_is_found(hosts: Hosts, query: SocketQuery) -> None:
+    with hosts.server.entered():
+        listener = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True)
+    with hosts.client.entered():
+        client = socket.socket()
+    with listener, client:
+        client.connect((str(SERVER), PORT))
+        accepted, _ = listener.accept()
+        with accepted:
+            assert query.existing([key_of(client)]) == {key_of(client)}
+
+
+@pytest.mark.usefixtures("few")
+def test_hundreds_of_flows_are_all_found(hosts: Hosts, query: SocketQuery) -> None:
+    with hosts.server.entered():
+        listener = socket.create_server((str(SERVER), PORT), backlog=400)
+    with ExitStack() as opened:
+        opened.enter_context(listener)
+        clients = []
+        for _ in range(300):
+            with hosts.client.entered():
+                clients.append(opened.enter_context(socket.socket()))
+            clients[-1].connect((str(SERVER), PORT))
+            opened.enter_context(listener.accept()[0])
+        keys = {key_of(client) for client in clients}
+        assert query.existing(list(keys)) == keys

@@ -18,6 +18,7 @@ from balancer.core.engine import BalancerCore
 from balancer.core.service import Limits as BalancerLimits
 from balancer.core.service import Node as BalancerNode
 from balancer.core.service import Service as BalancerService
+from balancer.core.service import Services as BalancerServices
 from balancer.core.service import make_nodes
 from common.hashing.maglev import LookupTable
 from common.wire import handoff
@@ -129,11 +130,25 @@ class Network:
         vip = VIPS[index]
         if (old := self.balancers.get(vip)) is not None:
             old.stop()
-        made, table = _nodes(index, tuple((node.name, node.bridge) for node in self.nodes), available)
-        service = BalancerService(vip, HTTP, index + 1, made, table, promised_scale=self.promised_scale)
+        services = BalancerServices([self._balanced(index, self.nodes if available else [])])
         secret = self.chance.randbytes(16)
-        core = BalancerCore(service, lambda data: _siphash(secret, data), _sign, self.wall_clock, self.limits)
+        core = BalancerCore(
+            services, lambda data: _siphash(secret, data), _sign, self.wall_clock, self.limits
+        )
         self.balancers[vip] = Balancer(self.timeline, self._from_balancer, core)
+
+    def reload_balancer(self, nodes: Sequence[Node]) -> None:
+        """New connections go to these nodes only."""
+        self.balancer.core.serve([self._balanced(0, nodes)])
+
+    def forget_node(self, node: Node) -> None:
+        for packet in self.balancer.core.forget_node(1, node.bridge, self.timeline.now):
+            self._from_balancer(packet)
+
+    def _balanced(self, index: int, open_nodes: Sequence[Node]) -> BalancerService:
+        weights = tuple((node.name, node.bridge, int(node in open_nodes)) for node in self.nodes)
+        made, table = _nodes(index, weights)
+        return BalancerService(VIPS[index], HTTP, index + 1, made, table, promised_scale=self.promised_scale)
 
     def start_packetbridge(self, node: Node) -> None:
         """One that knows nothing yet."""
@@ -291,10 +306,10 @@ def backend_of(node: Node, index: int = 0) -> Socket:
 
 @functools.cache
 def _nodes(
-    index: int, nodes: tuple[tuple[str, bytes], ...], available: bool
+    index: int, weights: tuple[tuple[str, bytes, int], ...]
 ) -> tuple[dict[str, BalancerNode], LookupTable | None]:
     """Made once for all simulations: building a lookup table takes longer than most of them."""
-    addresses = {name: (bridge, int(available)) for name, bridge in nodes}
+    addresses = {name: (bridge, weight) for name, bridge, weight in weights}
     return make_nodes(VIPS[index], HTTP, index + 1, addresses)
 
 

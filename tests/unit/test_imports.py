@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PRODUCT = ("balancer", "common", "packetbridge")
+PRODUCT = ("balancer", "common", "l3dsr", "packetbridge")
 
 IMPURE = frozenset(
     {
@@ -46,7 +46,8 @@ IMPURE = frozenset(
     }
 )
 TABLES = ("common.tables", "common.deadlines", "common.limit", "common.counters")
-CORE = ("common.tcp", "common.wire", "common.hashing", *TABLES)
+CORE = ("common.tcp", "common.wire", "common.hashing", "common.reports", *TABLES)
+CONFIGURATION = ("common.config", "common.toml", "common.options", "common.vip_map", "common.log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ LAYERS = (
     _layer(*TABLES, may_import=(), pure=True),
     _layer("common.tcp", may_import=("common.wire", *TABLES), pure=True),
     _layer("common.hashing", may_import=(), third_party="xxhash", pure=True),
+    _layer("common.reports", may_import=(), third_party="msgspec", pure=True),
+    _layer(*CONFIGURATION, may_import=CORE, third_party="msgspec structlog"),
     _layer("common.net", may_import=("common.wire", "common.config"), third_party="pyroute2 trio"),
-    _layer("common.config", may_import=CORE),
     _layer("common.keyring", may_import=(*CORE, "common.config"), third_party="siphash24"),
     _layer(
         "common.bpf",
@@ -77,14 +79,25 @@ LAYERS = (
         third_party="pyroute2 trio",
     ),
     _layer(
-        *("common.dataplane", "common.daemon", "common.engine"),
-        may_import=(*CORE, "common.net", "common.config", "common.keyring", "common.bpf"),
+        *("common.dataplane", "common.daemon", "common.engine", "common.notify"),
+        may_import=(*CORE, *CONFIGURATION, "common.net", "common.keyring", "common.bpf"),
         third_party="trio",
     ),
-    _layer("balancer.core", may_import=CORE, pure=True),
+    _layer(
+        *("common.commands", "common.control", "common.control_client", "common.console"),
+        *("common.http", "common.web", "common.page", "common.metrics", "common.outlets", "common.release"),
+        may_import=(*CORE, *CONFIGURATION, "common.net", "common.engine"),
+        third_party="h11 msgspec prometheus_client trio",
+    ),
+    _layer("balancer.core", may_import=(*CORE, "common.config"), third_party="msgspec", pure=True),
     _layer("packetbridge.core", may_import=CORE, pure=True),
-    _layer("balancer", may_import=("common", "balancer.core"), third_party="trio"),
-    _layer("packetbridge", may_import=("common", "packetbridge.core"), third_party="trio"),
+    _layer("balancer", may_import=("common", "balancer.core"), third_party="msgspec trio"),
+    _layer("packetbridge", may_import=("common", "packetbridge.core"), third_party="msgspec trio"),
+    _layer(
+        "l3dsr",
+        may_import=("common", "balancer.config", "packetbridge.config"),
+        third_party="msgspec pyroute2 scapy trio",
+    ),
     _layer("common", may_import=()),
 )
 
@@ -216,7 +229,8 @@ def test_relative_import_of_a_package_counts_from_the_package_itself() -> None:
 def test_rules_and_documented_layer_table_name_the_same_modules() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     first_cells = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
-    documented = {name for cell in first_cells for name in re.findall(r"`([a-z_/]+/(?:[a-z_]+\.py)?)`", cell)}
+    path = re.compile(r"`([a-z0-9_/]+/(?:[a-z_]+\.py)?)`")
+    documented = {name for cell in first_cells for name in path.findall(cell)}
     ruled = {name for layer in LAYERS[:-1] for name in layer.modules}
     assert {name.removesuffix("/").removesuffix(".py").replace("/", ".") for name in documented} == ruled
 

@@ -34,7 +34,8 @@ import os, zipfile
 
 INFO = "l3dsr-0.1.0.dist-info"
 METADATA = "Metadata-Version: 2.1\\nName: l3dsr\\nVersion: 0.1.0\\nProvides-Extra: dev\\n"
-SCRIPTS = "[console_scripts]\\nbalancer = balancer:main\\npacketbridge = packetbridge:main\\n"
+MODULES = {"balancer": "balancer", "packetbridge": "packetbridge", "l3dsr": "tool"}
+SCRIPTS = "\\n".join(["[console_scripts]", *(f"{name} = {module}:main" for name, module in MODULES.items())])
 
 def _build(directory, modules):
     name = "l3dsr-0.1.0-py3-none-any.whl"
@@ -48,7 +49,7 @@ def _build(directory, modules):
     return name
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    names = ("balancer.py", "packetbridge.py")
+    names = [f"{module}.py" for module in MODULES.values()]
     return _build(wheel_directory, {name: open(name).read() for name in names})
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
@@ -63,7 +64,7 @@ def scratch(tmp_path: Path) -> Path:
     shutil.copytree(SETUP, checkout / "setup")
     (checkout / "pyproject.toml").write_text(SCRATCH_PYPROJECT)
     (checkout / "backend.py").write_text(SCRATCH_BACKEND)
-    for name in ("balancer", "packetbridge"):
+    for name in ("balancer", "packetbridge", "tool"):
         (checkout / f"{name}.py").write_text(f"def main():\n    print('this is {name}')\n")
     return checkout
 
@@ -288,8 +289,15 @@ def places(tmp_path: Path) -> dict[str, str]:
     return {
         "PREFIX": str(target / "opt" / "l3dsr"),
         "BINDIR": str(target / "bin"),
+        "CONFDIR": str(target / "etc"),
         "KEY_FILE": str(target / "etc" / "handoff.key"),
+        "UNITDIR": str(target / "units"),
+        "GROUP": "",
     }
+
+
+def names_in(directory: str) -> list[str]:
+    return sorted(path.name for path in Path(directory).iterdir())
 
 
 def test_installation_is_updated_outlives_its_checkout_and_goes_without_the_key(
@@ -297,8 +305,10 @@ def test_installation_is_updated_outlives_its_checkout_and_goes_without_the_key(
 ) -> None:
     run(scratch / "setup" / "install", environ=places)
     key = Path(places["KEY_FILE"]).read_text()
-    balancer, packetbridge = (Path(places["BINDIR"]) / name for name in ("balancer", "packetbridge"))
-    assert str(balancer.readlink()) == f"{places['PREFIX']}/bin/balancer"
+    balancer, packetbridge, tool = (
+        Path(places["BINDIR"]) / name for name in ("balancer", "packetbridge", "l3dsr")
+    )
+    assert str(balancer.readlink()) == f"{places['PREFIX']}/current/bin/balancer"
     assert run(balancer).stdout == "this is balancer\n"
 
     backend = (scratch / "backend.py").read_text()
@@ -312,13 +322,65 @@ def test_installation_is_updated_outlives_its_checkout_and_goes_without_the_key(
     shutil.rmtree(scratch)
     assert run(balancer).stdout == "this is the next balancer\n"
     assert run(packetbridge).stdout == "this is packetbridge\n"
+    assert run(tool).stdout == "this is tool\n"
     assert Path(places["KEY_FILE"]).read_text() == key
 
     run(SETUP / "uninstall", environ=places)
     assert not Path(places["PREFIX"]).exists()
-    assert list(Path(places["BINDIR"]).iterdir()) == []
+    assert names_in(places["BINDIR"]) == names_in(places["UNITDIR"]) == []
+    assert names_in(places["CONFDIR"]) == ["handoff.key"]
     assert Path(places["KEY_FILE"]).read_text() == key
     assert "nothing is installed" in run(SETUP / "uninstall", environ=places).stdout
+
+
+def test_running_daemon_keeps_its_release_through_an_update(scratch: Path, places: dict[str, str]) -> None:
+    run(scratch / "setup" / "install", environ=places)
+    current = Path(places["PREFIX"]) / "current"
+    first = current.resolve()
+    done = run(scratch / "setup" / "install", environ=places)
+    assert "daemons that run go on with the release before" in done.stdout
+    assert current.resolve() != first
+    assert run(first / "bin" / "balancer").stdout == "this is balancer\n"
+    run(scratch / "setup" / "install", environ=places)
+    assert not first.exists()  # only the one before is kept
+
+
+def test_configuration_of_the_operator_is_neither_replaced_nor_removed(
+    scratch: Path, places: dict[str, str]
+) -> None:
+    own = Path(places["CONFDIR"]) / "balancer.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# mine\n")
+    run(scratch / "setup" / "install", environ=places)
+    assert names_in(places["CONFDIR"]) == [
+        "balancer.toml",
+        "balancer.toml.example",
+        "handoff.key",
+        "packetbridge.toml.example",
+    ]
+    run(SETUP / "uninstall", environ=places)
+    assert own.read_text() == "# mine\n"
+
+
+UNITS = ("balancer.service", "packetbridge.service", "run-l3dsr-bpf.mount")
+EXPOSURE = 4.0
+"""Of 10, as systemd-analyze reckons it: from 4.1 on it says "medium"."""
+
+
+@pytest.mark.root
+def test_installed_units_are_understood_by_systemd_and_hardened(
+    scratch: Path, places: dict[str, str]
+) -> None:
+    run(scratch / "setup" / "install", environ=places)
+    units = [Path(places["UNITDIR"]) / name for name in UNITS]
+    shown = run("systemd-analyze", "verify", "--man=no", *units, environ={"SYSTEMD_LOG_LEVEL": "warning"})
+    assert shown.stderr == ""
+    for unit in units[:2]:
+        assert f"ExecStart={places['BINDIR']}/{unit.stem} " in unit.read_text()
+        judged = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit).stdout
+        exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", judged)
+        assert exposure is not None
+        assert float(exposure[1]) <= EXPOSURE
 
 
 def test_program_of_somebody_else_is_neither_replaced_nor_removed(
@@ -354,10 +416,16 @@ def test_make_install_and_uninstall_of_the_real_thing(places: dict[str, str]) ->
     prefix = Path(places["PREFIX"])
     assert prefix.stat().st_uid == 0
     assert mode(Path(places["KEY_FILE"])) == 0o600
-    for name in ("balancer", "packetbridge"):
+    for name in ("balancer", "packetbridge", "l3dsr"):
         shown = run(Path(places["BINDIR"]) / name, "--help").stdout
         assert shown.startswith(f"usage: {name}")
-    located = run(prefix / "bin" / "python3", "-I", "-c", "import common; print(common.__file__)").stdout
+    for name in ("balancer", "packetbridge"):
+        example = Path(places["CONFDIR"]) / f"{name}.toml.example"
+        told = (f"--config={example}", f"--key-file={places['KEY_FILE']}", "--check")
+        assert ": ok, " in run(Path(places["BINDIR"]) / name, *told).stdout
+    located = run(
+        prefix / "current" / "bin" / "python3", "-I", "-c", "import common; print(common.__file__)"
+    ).stdout
     assert located.startswith(str(prefix))
     subprocess.run([*make, "uninstall", *options], capture_output=True, check=True, timeout=60)
     assert not prefix.exists()

@@ -35,7 +35,8 @@ struct arrival {
     __u8 flags;
     __u8 state;
     __u8 event;
-    __u8 zero;
+    /* What the choice of its node came to: enum choice. */
+    __u8 choice;
     /* The payload of a handoff while its packet changes its size. */
     __u8 payload[HANDOFF_MAX_PAYLOAD];
 };
@@ -108,7 +109,7 @@ static __always_inline struct handshake *verified_of(const struct arrival *a)
 {
     struct handshake *known = bpf_map_lookup_elem(&verified, &a->id);
 
-    return known && seq_distance(known->since, a->now) < VERIFIED_SECONDS ? known : NULL;
+    return known && seq_distance(known->since, a->now) < (__s32)verified_seconds ? known : NULL;
 }
 
 /* The handshake is complete, and remembered elsewhere. */

@@ -63,6 +63,7 @@ static __always_inline int leave_readdressed(struct __sk_buff *skb, const struct
     is.saddr = source;
     is.daddr = node;
     is.tos = service->vip_index << 2 | (was->tos & ECN_MASK);
+    count_more(COUNT_BYTES_TO_NODES, bpf_ntohs(was->tot_len));
     if (way.ifindex)
         is.ttl--;
     ip_update(was, &is);

@@ -11,28 +11,18 @@
 #include "activity.h"
 #include "balancer/answer.h"
 #include "balancer/arrival.h"
+#include "balancer/choice.h"
 #include "balancer/claim.h"
 #include "balancer/handover.h"
 #include "counters.h"
 #include "request_line.h"
 #include "xxh64.h"
 
-/* The node of a key's hash; 0 where no node can take a connection. */
-static __always_inline __be32 node_of(const struct balancer_service *service, __u64 hash)
-{
-    __u32 index = service->vip_index;
-    __u32 slot = hash % MAGLEV_SIZE;
-    void *table = bpf_map_lookup_elem(&tables, &index);
-    __be32 *node = table && service->has_table ? bpf_map_lookup_elem(table, &slot) : NULL;
-
-    return node ? *node : 0;
-}
-
 static __always_inline __be32 node_of_client(const struct arrival *a)
 {
     struct flow_key key = key_of(a);
 
-    return node_of(&a->service, xxh64_flow_key(&key, a->service.hash_seed));
+    return choose(xxh64_flow_key(&key, a->service.hash_seed));
 }
 
 static __always_inline void forget(const struct arrival *a)
@@ -65,6 +55,8 @@ static __always_inline struct balancer_flow *establish(struct arrival *a, __be32
     error = bpf_map_update_elem(&flows, &a->id, flow, replaces ? BPF_ANY : BPF_NOEXIST);
     if (error && error != -EEXIST)
         return NULL;
+    if (!error)
+        count_handed(a, node);
     if (!error && !replaces)
         count(COUNT_FLOWS_ADDED);
     forget(a);
@@ -131,7 +123,7 @@ __attribute__((noinline)) int collect(struct __sk_buff *skb)
         return leave_to_python(skb, a, action);
     switch (request_read(skb, &a->service, TCP_AT + a->frame.tcp_size, a->frame.payload)) {
     case REQUEST_KEY:
-        node = node_of(&a->service, request_hash(a->service.hash_seed));
+        node = choose(request_hash(a->service.hash_seed));
         break;
     case REQUEST_NOT_HTTP:
         if (a->service.non_http == NON_HTTP_RESET)

@@ -181,6 +181,7 @@ __attribute__((noinline)) int hand_off(struct __sk_buff *skb, struct balancer_fl
     if (is_cut ? replace_cut(skb, a, size) : replace_whole(skb, a, size))
         goto unwritable;
     count(COUNT_HANDOFFS);
+    count_more(COUNT_BYTES_TO_NODES, bpf_ntohs(a->made.ip.tot_len));
     way = way_to_node(flow->node, bpf_ntohs(a->made.ip.tot_len), a->service.node_mtu, a->made.ip.ttl);
     return leave_by(&way);
 unwritable:

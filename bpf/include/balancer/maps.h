@@ -13,6 +13,8 @@ const volatile __u32 tun_ifindex;
 /* Connections that Python is given to decide on. */
 const volatile __u32 claims_per_second;
 const volatile __u32 resets_per_second;
+/* How long a handshake is remembered whose client has said nothing yet. */
+const volatile __u32 verified_seconds = 300;
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
@@ -29,19 +31,52 @@ struct maglev {
     __type(value, __be32);
 };
 
-/* By VIP index; a slot is a node's address. */
+/* A slot is a node's address. */
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-    __uint(max_entries, MAX_SERVICES);
+    __uint(max_entries, TABLES);
     __type(key, __u32);
     __array(values, struct maglev);
 } tables SEC(".maps");
+
+/* How loaded a node is, but for what it is handed. Python's. */
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __uint(max_entries, MAX_NODES);
+    __type(key, struct node_id);
+    __type(value, struct node_row);
+} nodes SEC(".maps");
+
+/* New flows that a node was handed. It begins with Python's row of the node. */
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __uint(max_entries, MAX_NODES);
+    __type(key, struct node_id);
+    __type(value, __u64);
+} handed SEC(".maps");
+
+/* The same of all nodes of a service that are bounded, by VIP index. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, MAX_SERVICES);
+    __type(key, __u32);
+    __type(value, struct service_load);
+} loads SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, MAX_SERVICES);
+    __type(key, __u32);
+    __type(value, __u64);
+} handed_total SEC(".maps");
 
 /* By node address. */
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
     __uint(map_flags, BPF_F_NO_PREALLOC);
-    __uint(max_entries, 4096);
+    __uint(max_entries, MAX_NODES);
     __type(key, __be32);
     __type(value, struct route);
 } routes SEC(".maps");

@@ -40,7 +40,7 @@ static long sweep_flow(void *map, const void *key, struct balancer_flow *flow, s
 
 static long sweep_handshake(void *map, const void *key, struct handshake *known, struct sweep_walk *walk)
 {
-    if (seq_distance(known->since, walk->now) >= VERIFIED_SECONDS)
+    if (seq_distance(known->since, walk->now) >= (__s32)verified_seconds)
         bpf_map_delete_elem(map, key);
     return 0;
 }

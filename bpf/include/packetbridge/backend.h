@@ -35,7 +35,7 @@ static __always_inline int backend_reset(struct __sk_buff *skb, struct passage *
     count(COUNT_BACKEND_RST);
     if (p->flow->state == STATE_OPENING)
         return TC_ACT_SHOT;
-    observe(&p->flow->backend, p->was);
+    observe(p, &p->flow->backend);
     verdict = forward_to_client(skb, p);
     flow_end(&p->id, p->flow);
     return verdict;
@@ -121,7 +121,7 @@ static __noinline int backend_event(struct __sk_buff *skb, struct passage *p)
         return reset_and_retry(skb, p);
     if (flow->state == STATE_ADOPTING)
         flow->state = STATE_ADOPTED;
-    observe(&flow->backend, was);
+    observe(p, &flow->backend);
     return forward_to_client(skb, p);
 }
 

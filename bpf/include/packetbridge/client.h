@@ -41,7 +41,7 @@ static __always_inline int has_waited(struct __sk_buff *skb)
 static __always_inline int spliced_segment(struct __sk_buff *skb, struct passage *p)
 {
     if (!has_waited(skb))
-        observe(&p->flow->client, p->was);
+        observe(p, &p->flow->client);
     if (p->flow->state == STATE_ECHOING)
         return forward_with_known_echo(skb, p, has_waited(skb));
     return forward_to_backend(skb, p);
@@ -83,7 +83,7 @@ static __always_inline int goes_round(struct __sk_buff *skb, const struct passag
  * where a listener adopts: there the first payload is on its way, on another CPU perhaps. */
 static __always_inline int early_segment(struct passage *p)
 {
-    observe(&p->flow->client, p->was);
+    observe(p, &p->flow->client);
     count(COUNT_EARLY);
     return to_python();
 }

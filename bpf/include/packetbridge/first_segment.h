@@ -10,6 +10,7 @@
 #include "activity.h"
 #include "clock.h"
 #include "handoff.h"
+#include "packetbridge/flows.h"
 #include "packetbridge/forward.h"
 #include "packetbridge/passage.h"
 #include "packetbridge/segments.h"
@@ -66,6 +67,7 @@ static __noinline int forward_first(struct __sk_buff *skb, struct passage *p, co
         return drop(COUNT_UNWRITTEN);
     if (bpf_skb_store_bytes(skb, TCP_AT + p->is->tcp_size, payload, size, 0))
         return drop(COUNT_UNWRITTEN);
+    count_forwarded(COUNT_BYTES_TO_BACKENDS, p->is);
     return TC_ACT_UNSPEC;
 }
 
@@ -73,7 +75,10 @@ static __noinline int forward_first(struct __sk_buff *skb, struct passage *p, co
 static __always_inline int forward_first_again(struct __sk_buff *skb, struct passage *p,
                                                const struct handoff *offered)
 {
+    int was_closed = is_closed(p->flow);
+
     count(COUNT_SAME_HANDOFF);
     observe_first(&p->flow->client, p, offered);
+    count_if_changed(&p->id, was_closed, is_closed(p->flow));
     return forward_first(skb, p, offered);
 }

@@ -42,13 +42,44 @@ static __always_inline void bury(const struct flow_id *id, __u32 client_isn, __u
     bpf_map_update_elem(&tombstones, &name, &since, BPF_ANY);
 }
 
+/* Whether both sides have finished: the flow only waits to be forgotten. */
+static __always_inline int is_closed(const struct bridge_flow *flow)
+{
+    return flow->client.phase == PHASE_FINISHED && flow->backend.phase == PHASE_FINISHED;
+}
+
+static __always_inline struct open_flows *open_flows_of(const struct flow_id *id)
+{
+    __u32 vip_index = id->vip_index;
+
+    return bpf_map_lookup_elem(&open_flows, &vip_index);
+}
+
+/* So many open flows more, or fewer. Two CPUs may count one end of a flow twice; the sweep corrects that. */
+static __noinline void count_open(const struct flow_id *id, int change)
+{
+    struct open_flows *of_vip = open_flows_of(id);
+
+    if (of_vip)
+        __sync_fetch_and_add(&of_vip->open, change);
+}
+
+/* After something that may have closed the flow, or opened it again. */
+static __always_inline void count_if_changed(const struct flow_id *id, int was_closed, int closed)
+{
+    if (was_closed != closed)
+        count_open(id, was_closed ? 1 : -1);
+}
+
 /* Removes the flow; its handoff may come again. */
 static __always_inline void flow_forget(const struct flow_id *id, const struct bridge_flow *flow)
 {
-    int is_opening = flow->state == STATE_OPENING;
+    int is_opening = flow->state == STATE_OPENING, was_closed = is_closed(flow);
 
-    if (bpf_map_delete_elem(&flows, id) == 0)
+    if (bpf_map_delete_elem(&flows, id) == 0) {
         count(COUNT_FLOWS_REMOVED);
+        count_if_changed(id, was_closed, 1);
+    }
     if (is_opening)
         bpf_map_delete_elem(&stash, id);
 }

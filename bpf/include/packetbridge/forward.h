@@ -10,6 +10,7 @@
 #include "activity.h"
 #include "clock.h"
 #include "frame.h"
+#include "packetbridge/flows.h"
 #include "packetbridge/passage.h"
 #include "rewrite.h"
 #include "seq.h"
@@ -54,12 +55,21 @@ static __always_inline int commit(struct __sk_buff *skb, struct passage *p)
     return frame_commit(skb, p->was, p->is, 0);
 }
 
+/* The packet, now as in `is`, goes on to the other end. A superpacket counts as it is. */
+static __always_inline void count_forwarded(enum counter counter, const struct frame *is)
+{
+    count_more(counter, IP_SIZE + is->tcp_size + is->payload);
+}
+
 /* The packet goes on to the local stack. */
 static __noinline int forward_to_backend(struct __sk_buff *skb, struct passage *p)
 {
     *p->is = *p->was;
     translate_to_backend(p);
-    return commit(skb, p) ? drop(COUNT_UNWRITTEN) : deliver(skb, p);
+    if (commit(skb, p))
+        return drop(COUNT_UNWRITTEN);
+    count_forwarded(COUNT_BYTES_TO_BACKENDS, p->is);
+    return deliver(skb, p);
 }
 
 /* The client still echoes the balancer; the backend is told the oldest TSval of its own instead, and always
@@ -74,7 +84,10 @@ static __noinline int forward_with_known_echo(struct __sk_buff *skb, struct pass
     at = options_stamps(p->is, &value, &echo);
     if (at && (is_floor || seq_lt(echo, p->flow->floor)))
         set_echo(p->is, at, p->flow->floor);
-    return commit(skb, p) ? drop(COUNT_UNWRITTEN) : deliver(skb, p);
+    if (commit(skb, p))
+        return drop(COUNT_UNWRITTEN);
+    count_forwarded(COUNT_BYTES_TO_BACKENDS, p->is);
+    return deliver(skb, p);
 }
 
 /* The packet goes on to the client. */
@@ -88,11 +101,18 @@ static __noinline int forward_to_client(struct __sk_buff *skb, struct passage *p
     is->tcp.source = p->service->vip_port;
     if (!is_adopted(p->flow))
         rewrite_numbers(is, p->flow->seq_delta, 0, p->flow->value_delta, 0, p->flow->backend_shift);
-    return commit(skb, p) ? drop(COUNT_UNWRITTEN) : TC_ACT_UNSPEC;
+    if (commit(skb, p))
+        return drop(COUNT_UNWRITTEN);
+    count_forwarded(COUNT_BYTES_TO_CLIENTS, is);
+    return TC_ACT_UNSPEC;
 }
 
-/* Takes note of the segment, which the end sent. */
-static __always_inline void observe(struct activity *end, const struct frame *f)
+/* Takes note of the segment, which that end of the flow `p->flow` sent. */
+static __always_inline void observe(struct passage *p, struct activity *end)
 {
+    const struct frame *f = p->was;
+    int was_closed = is_closed(p->flow);
+
     activity_observe(end, bpf_ntohl(f->tcp.seq), frame_flags(f), f->payload, now_seconds());
+    count_if_changed(&p->id, was_closed, is_closed(p->flow));
 }

@@ -110,6 +110,14 @@ struct {
     __type(value, struct sweep_result);
 } sweep_result SEC(".maps");
 
+/* By VIP index. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, MAX_SERVICES);
+    __type(key, __u32);
+    __type(value, struct open_flows);
+} open_flows SEC(".maps");
+
 struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
     __uint(max_entries, 1);

@@ -71,6 +71,7 @@ static __always_inline int flow_begin(struct passage *p, const struct admitted *
     struct bridge_flow *made = &p->scratch->flow;
     __u32 replaced_client = p->flow ? p->flow->client_isn : 0;
     __u32 replaced_balancer = p->flow ? p->flow->balancer_isn : 0;
+    int had_none_open = !p->flow || is_closed(p->flow);
     long error;
 
     *made = (struct bridge_flow){
@@ -94,6 +95,7 @@ static __always_inline int flow_begin(struct passage *p, const struct admitted *
         bury(&p->id, replaced_client, replaced_balancer);
     else
         count(COUNT_FLOWS_ADDED);
+    count_if_changed(&p->id, had_none_open, 0);
     return 0;
 }
 

@@ -82,7 +82,10 @@ static __noinline int splice(struct __sk_buff *skb, struct passage *p, struct st
     make_first_segment(p, &kept->head);
     error = link_swap(skb) || send_waiting(skb, p, kept);
     bpf_map_delete_elem(&stash, &p->id);
-    return error ? drop(COUNT_UNWRITTEN) : to_stack(skb);
+    if (error)
+        return drop(COUNT_UNWRITTEN);
+    count_forwarded(COUNT_BYTES_TO_BACKENDS, p->is);
+    return to_stack(skb);
 }
 
 /* What the backend that repeats its SYN-ACK waits for. How large the client's window is is not known here. It

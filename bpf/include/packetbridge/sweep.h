@@ -7,6 +7,7 @@
 
 #include <bpf/bpf_helpers.h>
 
+#include "activity.h"
 #include "clock.h"
 #include "packetbridge/flows.h"
 #include "packetbridge/maps.h"
@@ -20,8 +21,8 @@ struct sweep {
 
 static __always_inline int is_idle(const struct bridge_flow *flow, __u32 now)
 {
-    __u32 client_idle = idle_seconds[flow->client.phase & 3];
-    __u32 backend_idle = idle_seconds[flow->backend.phase & 3];
+    __u32 client_idle = activity_patience(&flow->client);
+    __u32 backend_idle = activity_patience(&flow->backend);
     __u32 seen = seq_gt(flow->client.seen, flow->backend.seen) ? flow->client.seen : flow->backend.seen;
 
     if (flow->state <= STATE_ADOPTING)
@@ -29,9 +30,15 @@ static __always_inline int is_idle(const struct bridge_flow *flow, __u32 now)
     return seq_distance(seen, now) >= (__s32)(client_idle < backend_idle ? client_idle : backend_idle);
 }
 
-static __always_inline int is_closed(const struct bridge_flow *flow)
+/* A flow that is left. */
+static __always_inline void sweep_counts(struct sweep *sweep, const struct flow_id *id,
+                                         const struct bridge_flow *flow)
 {
-    return flow->client.phase == PHASE_FINISHED && flow->backend.phase == PHASE_FINISHED;
+    struct open_flows *of_vip = open_flows_of(id);
+
+    sweep->result.flows++;
+    if (of_vip && !is_closed(flow))
+        of_vip->swept++;
 }
 
 static long sweep_flow(void *map, struct flow_id *key, struct bridge_flow *flow, struct sweep *sweep)
@@ -40,7 +47,7 @@ static long sweep_flow(void *map, struct flow_id *key, struct bridge_flow *flow,
 
     (void)map;
     if (!is_idle(flow, sweep->now) && !(sweep->needs_room && is_closed(flow))) {
-        sweep->result.flows++;
+        sweep_counts(sweep, &id, flow);
         return 0;
     }
     if (flow->state <= STATE_ADOPTING) {
@@ -48,12 +55,25 @@ static long sweep_flow(void *map, struct flow_id *key, struct bridge_flow *flow,
     } else if (is_closed(flow)) {
         flow_end(&id, flow);
     } else {
-        sweep->result.flows++;
+        sweep_counts(sweep, &id, flow);
         if (!bpf_map_update_elem(&questions, &id, &sweep->now, BPF_NOEXIST))
             sweep->result.questions++;
         return 0;
     }
     sweep->result.expired++;
+    return 0;
+}
+
+/* What was counted is right but for what has happened meanwhile. */
+static long correct_open(__u32 vip_index, void *context)
+{
+    struct open_flows *of_vip = bpf_map_lookup_elem(&open_flows, &vip_index);
+
+    (void)context;
+    if (of_vip) {
+        of_vip->open = of_vip->swept;
+        of_vip->swept = 0;
+    }
     return 0;
 }
 
@@ -66,6 +86,7 @@ static __always_inline int sweep_flows(void)
 
     sweep.needs_room = last && last->is_full;
     bpf_for_each_map_elem(&flows, sweep_flow, &sweep, 0);
+    bpf_loop(MAX_SERVICES, correct_open, NULL, 0);
     bpf_map_update_elem(&sweep_result, &first, &sweep.result, BPF_ANY);
     return 0;
 }

@@ -4,15 +4,20 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from ipaddress import IPv4Address
 
 from balancer.core.classify import check_flags, classify
 from balancer.core.engine import BalancerCore
-from balancer.core.flow_table import Tables, in_memory
+from balancer.core.flow_table import HALF_OPEN_SECONDS, Tables, in_memory
+from balancer.core.loads import CountedLoads
 from balancer.core.machine import RULES, Event, State
-from balancer.core.service import Limits, Service
+from balancer.core.service import DEFAULT_TIMEOUTS, Limits, Service, Services
 from balancer.ebpf import abi
-from balancer.ebpf.plane import CLAIMS_PER_SECOND, PassedUp, publish_table, write_service
+from balancer.ebpf.loads import MapLoads
+from balancer.ebpf.passed_up import PassedUp
+from balancer.ebpf.plane import CLAIMS_PER_SECOND
+from balancer.ebpf.services import PublishedServices
 from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifiedTable
 from common.bpf import keys
 from common.bpf.abi import CLOCK, Clock
@@ -40,9 +45,11 @@ PATROL_SECONDS = 2.0
 Rule = tuple[State, Event]
 
 
-def _core(service: Service, limits: Limits, tables: Tables, clock: "_Clock") -> BalancerCore:
+def _core(
+    services: Services, limits: Limits, tables: Tables, clock: "_Clock", loads: MapLoads | CountedLoads
+) -> BalancerCore:
     mac = functools.partial(siphash, COOKIE_KEY)
-    return BalancerCore(service, mac, KEYRING.sign, clock.wall, limits, tables)
+    return BalancerCore(services, mac, KEYRING.sign, clock.wall, limits, tables, loads)
 
 
 class _Clock:
@@ -64,7 +71,8 @@ class Core:
         self.rules: set[Rule] = set()
         self.tables = in_memory(limits)
         self._clock = _Clock()
-        self._core = _core(service, limits, self.tables, self._clock)
+        self.loads = CountedLoads()
+        self._core = _core(Services([service]), limits, self.tables, self._clock, self.loads)
         self._filter = Filter(of_balancer(IPv4Address(service.vip), service.port))
         self._keys: set[FlowKey] = set()
 
@@ -76,7 +84,8 @@ class Core:
         if not self._filter.takes(packet):
             return None
         buffer = bytearray(offload.emit(NO_OFFLOAD) + packet + bytes(64))
-        plan = self._core.plan(buffer, offload.SIZE, len(packet), self._clock.now)
+        length = min(int.from_bytes(packet[2:4], "big"), len(packet))
+        plan = self._core.plan(buffer, offload.SIZE, length, self._clock.now)
         if plan is not None:
             self.rules.add((State.ESTABLISHED, Event.SEGMENT))
             rewrite.apply(plan, buffer, offload.SIZE)
@@ -116,9 +125,11 @@ class Core:
         except WireError:
             return None
         self._keys.add(segment.key)
+        service = self._core.services.of_client(segment.key)
+        if service is None:
+            return None
         connections, greeter = self._core._connections, self._core._greeter
-        window = self._core.service.preamble_window
-        arrival = classify(connections, greeter, whole, segment, window, self._clock.now)
+        arrival = classify(connections, greeter, service, whole, segment, self._clock.now)
         return arrival.state, arrival.event
 
     def _state(self, key: FlowKey) -> State:
@@ -155,14 +166,21 @@ class Programs:
         if service != self._service:
             self._serve(service)
         self._clock = _Clock()
+        services = Services([service])
         self.tables = Tables(
-            MapFlowTable(self._loads.hash_map("flows"), service),
-            MapVerifiedTable(self._loads.hash_map("verified"), service),
-            MapHalfOpenTable(self._loads.hash_map("half_open"), service),
+            MapFlowTable(self._loads.hash_map("flows"), services),
+            MapVerifiedTable(self._loads.hash_map("verified"), services, DEFAULT_TIMEOUTS.verified),
+            MapHalfOpenTable(self._loads.hash_map("half_open"), services, HALF_OPEN_SECONDS),
         )
-        self._core = _core(service, self._limits, self.tables, self._clock)
+        self.loads = MapLoads(
+            self._loads.hash_map("nodes"),
+            self._loads.hash_map("handed"),
+            self._loads.array_map("loads"),
+            self._loads.array_map("handed_total"),
+        )
+        self._core = _core(services, self._limits, self.tables, self._clock, self.loads)
         self._python = PassedUp(self._core, self.tables, self._claims)
-        self._keys = Keys(service)
+        self._keys = Keys(services)
         self._counted = self._counts()
         self.passed_up = 0
 
@@ -199,7 +217,9 @@ class Programs:
         self._clock.now = end
         if seconds >= PATROL_SECONDS:
             for key, _ in list(self._claims.items()):
-                self._python._release(self._keys.unpack(key))
+                connection = self._keys.unpack(key)
+                assert connection is not None
+                self._python._release(connection)
         run_syscall(self._loads.program("sweep", end))
         return Waited(made, [])
 
@@ -211,8 +231,10 @@ class Programs:
 
     def _serve(self, service: Service) -> None:
         self._loads.clear("services", "routes")
-        publish_table(MapOfMaps(self._loads.map("tables")), service)
-        write_service(self._loads.hash_map("services"), service, NODE_MTU)
+        published = PublishedServices(self._loads.hash_map("services"), MapOfMaps(self._loads.map("tables")))
+        with ExitStack() as drafting:
+            for draft in published.draft([service], drafting):
+                published.publish(draft, NODE_MTU)
         for node in service.nodes.values():
             way = abi.ROUTE.pack(abi.RouteRow(loaded.LOOPBACK, node.address))
             self._loads.hash_map("routes").update(node.address, way)

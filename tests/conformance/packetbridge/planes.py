@@ -28,8 +28,8 @@ from packetbridge.core.step import Step
 from packetbridge.ebpf import abi
 from packetbridge.ebpf.flows import MapFlows, backend_key, index_of, key_of_backend
 from packetbridge.ebpf.passed_up import PassedUp
-from packetbridge.ebpf.plane import write_services
 from packetbridge.ebpf.questions import Questions
+from packetbridge.ebpf.served import ServedMaps
 from tests.conformance import loaded
 from tests.conformance.loaded import LINK, NS, REDIRECT, SHOT, TUN_LINK, UNSPEC, Loads
 from tests.conformance.oracle import PREVIOUS_TAG_KEY, START, TAG_KEY, WALL
@@ -74,7 +74,7 @@ class Core:
 
     @property
     def counters(self) -> Counter[str]:
-        return Counter(self.core.counters)
+        return Counter(self.core.counts)
 
     def arrive(self, packet: bytes) -> list[bytes] | None:
         if not self._filter.takes(packet):
@@ -121,8 +121,8 @@ class _Device(NamedTuple):
 class _Said(dict[FlowKey, bool]):
     """The kernel, as far as it is asked: what the vector says of each flow."""
 
-    def exists(self, key: FlowKey) -> bool:
-        return self[key]
+    def existing(self, keys: Iterable[FlowKey]) -> set[FlowKey]:
+        return {key for key in keys if self[key]}
 
 
 class _Clones:
@@ -177,10 +177,10 @@ class Programs:
         self._loads.clear("flows", "stash", "tombstones", "questions", "backends", "limits")
         rows = self._loads.array_map("services")
         rows.update_batch(bytes(rows.info.value_size * rows.info.max_entries))
-        write_services(services, rows, self._loads.hash_map("backends"))
         self.now = START
         self._services = {service.vip_index: service for service in services}
         self.flows = MapFlows(self._loads.hash_map("flows"), self._loads.hash_map("tombstones"))
+        ServedMaps(rows, self._loads.hash_map("backends"), self.flows).serve(services, self.now)
         self._python = PassedUp(self._services, self.flows, self._limits)
         self._counted = self._counts()
         self.passed_up = 0

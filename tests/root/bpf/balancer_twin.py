@@ -8,18 +8,21 @@ compared, TTL excluded, and what was counted.
 import functools
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Self
 
 import pytest
 
 from balancer.core.connection import Flow
 from balancer.core.engine import BalancerCore
-from balancer.core.flow_table import Tables
-from balancer.core.service import Limits, Service
+from balancer.core.flow_table import HALF_OPEN_SECONDS, Tables
+from balancer.core.service import DEFAULT_TIMEOUTS, Limits, Service, Services, Timeouts
 from balancer.ebpf import abi
-from balancer.ebpf.plane import PassedUp, publish_table, service_row
+from balancer.ebpf.loads import MapLoads
+from balancer.ebpf.passed_up import PassedUp
+from balancer.ebpf.services import PublishedServices
 from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifiedTable, row_of
-from common.bpf.abi import CLOCK, ENDPOINT, HANDOFF_KEYS, Clock, Endpoint, HandoffKeys
+from common.bpf.abi import CLOCK, HANDOFF_KEYS, Clock, HandoffKeys
 from common.bpf.keys import halves
 from common.bpf.maps import ArrayMap, HashMap, MapOfMaps, PerCpuArray
 from common.bpf.objects import BpfObject, object_path
@@ -50,21 +53,38 @@ OUT_OF_CORE = {
 class Programs:
     """The loaded object, its maps filled as the daemon fills them, at a time that stands still."""
 
-    def __init__(self, service: Service, limits: Limits, now: float, claims_per_second: int = 2000) -> None:
-        self.service = service
+    def __init__(
+        self,
+        services: Iterable[Service],
+        limits: Limits,
+        now: float,
+        claims_per_second: int = 2000,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
         self._limits = limits
+        self._timeouts = timeouts
         self._claims_per_second = claims_per_second
         self._maps = self._load(now, None)
         self._object = self._maps
         self.set_time(now)
-        publish_table(MapOfMaps(self._maps.map("tables")), service)
-        endpoint = ENDPOINT.pack(Endpoint(service.vip, service.port.to_bytes(2, "big")))
-        self.map("services").update(endpoint, abi.SERVICE.pack(service_row(service, NODE_MTU)))
-        for node in service.nodes.values():
-            self.map("routes").update(node.address, abi.ROUTE.pack(abi.RouteRow(1, node.address)))
+        self.published = PublishedServices(self.map("services"), MapOfMaps(self._maps.map("tables")))
+        self.serve(services)
         low, high = halves(TAG_KEY)
         keys = HandoffKeys(low, high, 0, 0, current_id=0, previous_id=0, has_previous=0)
         self.map("handoff_keys").update(bytes(4), HANDOFF_KEYS.pack(keys))
+
+    def serve(self, services: Iterable[Service]) -> None:
+        """These, too."""
+        with ExitStack() as drafting:
+            for draft in self.published.draft(services, drafting):
+                self.published.publish(draft, NODE_MTU)
+                for node in draft.service.nodes.values():
+                    self.map("routes").update(node.address, abi.ROUTE.pack(abi.RouteRow(1, node.address)))
+
+    def loads(self) -> MapLoads:
+        return MapLoads(
+            self.map("nodes"), self.map("handed"), self.array("loads"), self.array("handed_total")
+        )
 
     def _load(self, now: float, reused: BpfObject | None) -> BpfObject:
         low, high = halves(COOKIE_KEY)
@@ -83,6 +103,10 @@ class Programs:
             "counters",
             "limits",
             "clock",
+            "nodes",
+            "handed",
+            "loads",
+            "handed_total",
         }
         return BpfObject(
             object_path("balancer"),
@@ -92,6 +116,8 @@ class Programs:
                 "cookie_key_high": high,
                 "claims_per_second": self._claims_per_second,
                 "resets_per_second": int(self._limits.resets_per_second),
+                "open_idle_seconds": int(self._timeouts.idle),
+                "verified_seconds": int(self._timeouts.verified),
                 "fixed_now_ns": round(now * NS),
             },
             max_entries=entries,
@@ -108,6 +134,9 @@ class Programs:
 
     def map(self, name: str) -> HashMap:
         return HashMap(self._maps.map(name))
+
+    def array(self, name: str) -> ArrayMap:
+        return ArrayMap(self._maps.map(name))
 
     def run(self, packet: bytes, *, repeat: int = 1, gso_size: int = 0) -> PacketRun:
         context = SkBuff(ifindex=1, gso_size=gso_size)
@@ -130,28 +159,31 @@ class Programs:
 class Twin(Scene):
     def __init__(
         self,
-        service: Service | None = None,
+        *services: Service,
         limits: Limits | None = None,
         now: float = 1000.0,
-        *,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
         claims_per_second: int = 2000,
     ) -> None:
-        service = service or make_service()
+        services = services or (make_service(),)
         limits = limits or Limits(flows=10_000, verified=1000, half_open=1000)
-        super().__init__(service, limits, now)
-        self.programs = Programs(service, limits, now, claims_per_second)
+        super().__init__(*services, limits=limits, now=now, timeouts=timeouts)
+        self.programs = Programs(services, limits, now, claims_per_second, timeouts)
         self._programs_time = now
         self.claims = self.programs.map("claims")
+        known = Services(services)
         tables = Tables(
-            MapFlowTable(self.programs.map("flows"), service),
-            MapVerifiedTable(self.programs.map("verified"), service),
-            MapHalfOpenTable(self.programs.map("half_open"), service),
+            MapFlowTable(self.programs.map("flows"), known),
+            MapVerifiedTable(self.programs.map("verified"), known, timeouts.verified),
+            MapHalfOpenTable(self.programs.map("half_open"), known, HALF_OPEN_SECONDS),
         )
         sign = functools.partial(handoff.sign, mac=functools.partial(siphash, TAG_KEY))
         cookie_mac = functools.partial(siphash, COOKIE_KEY)
-        self.upper = BalancerCore(service, cookie_mac, sign, lambda: WALL_SECONDS, limits, tables)
+        self.upper = BalancerCore(
+            known, cookie_mac, sign, lambda: WALL_SECONDS, limits, tables, self.programs.loads(), timeouts
+        )
         self.passed_up = PassedUp(self.upper, tables, self.claims)
-        self.keys = Keys(service)
+        self.keys = Keys(known)
 
     def __enter__(self) -> Self:
         return self
@@ -182,16 +214,19 @@ class Twin(Scene):
 
     def release(self) -> None:
         """What the daemon does now and then: connections that Python has forgotten are no longer claimed."""
-        forgotten = [key for key, _ in self.claims.items() if not self.upper.owns(self.keys.unpack(key))]
-        for key in forgotten:
-            self.claims.delete(key)
+        for packed, _ in list(self.claims.items()):
+            key = self.keys.unpack(packed)
+            if key is None or not self.upper.owns(key):
+                self.claims.delete(packed)
+
+    def correct(self, service: Service, node: str, flows: int | None) -> None:
+        """What a node says of itself, to both."""
+        for core in (self.core, self.upper):
+            core.loads.correct(service.vip_index, service.nodes[node].address, flows)
 
     def check_counters(self) -> None:
         programs, upper = self.programs.counters, Counter(dict(self.upper.counters))
         core = Counter(dict(self.core.counters))
-        for counters in (core, upper):
-            names = [name for name in counters if name.startswith("handoffs_to_")]
-            counters["handoffs"] = sum(counters.pop(name) for name in names)
         made = programs + upper
         differing = {name for name in {*core, *made} - OUT_OF_CORE if core[name] != made[name]}
         assert {name: (core[name], made[name]) for name in differing} == {}

@@ -55,7 +55,7 @@ PATH_SERVICE = ServiceRow(
     node_mtu=1500,
     promised_scale=7,
     non_http=0,
-    has_table=1,
+    table=1,
 )
 
 

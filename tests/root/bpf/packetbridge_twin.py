@@ -24,8 +24,8 @@ from common.wire import handoff as wire_handoff
 from common.wire import offload, rewrite, segment
 from common.wire.offload import NO_OFFLOAD, Packet
 from packetbridge.core.engine import PacketbridgeCore
-from packetbridge.core.service import Limits, Service
-from packetbridge.ebpf.abi import FLOW, SERVICE, SWEEP_RESULT, FlowRow, ServiceRow, SweepResult
+from packetbridge.core.service import Limits, Service, Timeouts
+from packetbridge.ebpf.abi import FLOW, OPEN_FLOWS, SERVICE, SWEEP_RESULT, FlowRow, ServiceRow, SweepResult
 from packetbridge.ebpf.abi import Counter as Count
 from tests.root.namespaces import Namespace
 from tests.unit.packetbridge import scene
@@ -46,6 +46,7 @@ KEYS = Keyring((bytes(range(16)), bytes(range(100, 116))))
 """Key ids 1 and 0, the latter being the previous one's."""
 SERVICES = (scene.SERVICE, scene.OTHER_SERVICE)
 BACKENDS = [service.backend for service in SERVICES]
+TIMEOUTS = Timeouts()
 _NOT_OF_CORE = {
     Count.STRANGERS_PASSED_UP,
     Count.STRANGERS_LIMITED,
@@ -54,6 +55,7 @@ _NOT_OF_CORE = {
     Count.FLOWS_REMOVED,
     Count.UNWRITTEN,
 }
+_BYTES = ("bytes_to_backends", "bytes_to_clients")
 
 
 class Outcome(NamedTuple):
@@ -102,8 +104,9 @@ def is_taken(data: bytes) -> bool:
 class Programs:
     """The loaded programs, whose clock stands still between two calls of `set_time`."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeouts: Timeouts = TIMEOUTS) -> None:
         self._now = NOW
+        self.timeouts = timeouts
         self._tun = socket.if_nametoindex(TUN)
         self._object = self._load({})
         keys.write(HashMap(self.map("handoff_keys")), KEYS)
@@ -139,8 +142,9 @@ class Programs:
         rows.update_batch(bytes(rows.info.value_size * rows.info.max_entries))
         for service in services:
             self._serve(service)
-        limits = ArrayMap(self.map("limits"))
-        limits.update_batch(bytes(limits.info.value_size * limits.info.max_entries))
+        for name in ("limits", "open_flows"):
+            zeroed = ArrayMap(self.map(name))
+            zeroed.update_batch(bytes(zeroed.info.value_size * zeroed.info.max_entries))
         self._counted += self.counts()
 
     def set_time(self, now: float, wall: int) -> None:
@@ -172,6 +176,10 @@ class Programs:
         found = self.flows.lookup(FLOW_ID_LAYOUT.pack(key))
         return None if found is None else FLOW.unpack(found)
 
+    def open_flows(self, services: Iterable[Service]) -> dict[int, int]:
+        rows = ArrayMap(self.map("open_flows"))
+        return {each.vip_index: OPEN_FLOWS.unpack(rows.lookup(each.vip_index)).open for each in services}
+
     def counts(self) -> Counter[str]:
         counters = PerCpuArray(self.map("counters"))
         return Counter({each.name.lower(): counters.sums(each)[0] for each in Count}) - self._counted
@@ -183,7 +191,11 @@ class Programs:
         return packets
 
     def _load(self, reuse: dict[str, int]) -> BpfObject:
-        constants = {"fixed_now_ns": int(self._now * 10**9), "tun_ifindex": self._tun}
+        constants = {
+            "fixed_now_ns": int(self._now * 10**9),
+            "tun_ifindex": self._tun,
+            "open_idle_seconds": int(self.timeouts.idle),
+        }
         return BpfObject(object_path("packetbridge"), constants=constants, reuse=reuse)
 
     def _serve(self, service: Service) -> None:
@@ -207,7 +219,7 @@ class Bridges:
     def __init__(self, programs: Programs, limits: Limits | None = None) -> None:
         self.now = NOW
         self.wall = scene.WALL
-        self.core = PacketbridgeCore(SERVICES, KEYS.verify, lambda: self.wall, limits)
+        self.core = PacketbridgeCore(SERVICES, KEYS.verify, lambda: self.wall, limits, programs.timeouts)
         self.programs = programs
         programs.begin(SERVICES)
         programs.set_time(self.now, self.wall)
@@ -277,6 +289,7 @@ class Bridges:
         asked = {self._key(FLOW_ID_LAYOUT.unpack(key)) for key, _ in self.programs.questions.items()}
         assert asked == set(timeouts.questions)
         assert self.programs.flows.count() == self.core.sizes["flows"]
+        assert self.programs.open_flows(SERVICES) == self.core.flows_of_vips()
         return timeouts.questions
 
     def expect(self, **counts: int) -> None:
@@ -293,7 +306,8 @@ class Bridges:
             return None
         buffer = bytearray(offload.emit(NO_OFFLOAD) + data)
         look = self.core.plan_from_balancer if from_balancer else self.core.plan_from_backend
-        plan = look(buffer, offload.SIZE, len(data), self.now)
+        length = min(len(data), int.from_bytes(data[2:4], "big"))  # as ports say it
+        plan = look(buffer, offload.SIZE, length, self.now)
         if plan is None:
             return None
         rewrite.apply(plan, buffer, offload.SIZE)
@@ -309,14 +323,18 @@ class Bridges:
             done = self.programs.run("ingress", data, from_tun=True)
             assert done.verdict in (PASSED, REDIRECTED)
             passed.append(done.packet)
-        self._repeated += self.programs.counts() - before
+        again = self.programs.counts() - before
+        for counter in _BYTES:  # they go on only now
+            del again[counter]
+        self._repeated += again
         return passed
 
     def _require_same_counts(self) -> None:
         counted = self.programs.counts() - self._repeated
         ours = {each.name.lower() for each in Count if each not in _NOT_OF_CORE}
-        by_core = {name: number for name, number in self.core.counters.items() if name in ours and number}
+        by_core = {name: number for name, number in self.core.counts.items() if name in ours and number}
         assert {name: number for name, number in counted.items() if name in ours} == by_core
+        assert self.programs.open_flows(SERVICES) == self.core.flows_of_vips()
 
 
 def _data(packets: list[Packet]) -> list[bytes]:
@@ -339,10 +357,10 @@ def own_namespace() -> Iterator[None]:
 
 
 @contextmanager
-def loaded_programs() -> Iterator[Programs]:
+def loaded_programs(timeouts: Timeouts = TIMEOUTS) -> Iterator[Programs]:
     """In a network namespace of their own, which the calling thread is in."""
     with own_namespace():
-        programs = Programs()
+        programs = Programs(timeouts)
         try:
             yield programs
         finally:

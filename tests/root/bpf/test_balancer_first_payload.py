@@ -87,7 +87,7 @@ def test_wrong_tcp_checksum_stays_as_wrong_in_the_handoff(scene: Twin) -> None:
 def test_node_is_that_of_the_key(key: KeySpec) -> None:
     service = make_service()._replace(key=key, hash_seed=0x0123_4567_89AB_CDEF)
     nodes = set()
-    with Twin(service, LIMITS) as scene:
+    with Twin(service, limits=LIMITS) as scene:
         for port in range(50000, 50060):
             client = Client(scene, port=port).connect()
             target = (
@@ -141,7 +141,7 @@ def test_what_is_not_http_is_reset_if_its_checksum_is_right(scene: Twin, first: 
 
 
 def test_what_is_not_http_goes_to_the_node_of_its_4_tuple_by_option() -> None:
-    with Twin(make_service()._replace(non_http=NonHttp.HASH), LIMITS) as scene:
+    with Twin(make_service()._replace(non_http=NonHttp.HASH), limits=LIMITS) as scene:
         for port in range(50000, 50010):
             client = Client(scene, port=port).connect()
             assert client.send(b"\x16\x03\x01") == [handoff_packet(client, b"\x16\x03\x01", window=502 << 7)]
@@ -196,7 +196,7 @@ def test_payload_too_large_for_a_handoff_that_is_no_superpacket_is_cut_by_python
 
 
 def test_without_a_node_python_answers() -> None:
-    with Twin(make_service()._replace(table=None), LIMITS) as scene:
+    with Twin(make_service()._replace(table=None), limits=LIMITS) as scene:
         (answer,) = Client(scene).connect().send(GET)
         assert bytes(IP(answer)[TCP].payload).startswith(b"HTTP/1.1 503 ")
 
@@ -209,7 +209,9 @@ def test_full_flow_table_is_answered_by_python() -> None:
 
 
 def node_of_4_tuple(client: Client) -> str:
-    table = client.scene.core.service.table
+    service = client.scene.core.services.of_client(client.key)
+    assert service is not None
+    table = service.table
     assert table is not None
     return table.lookup(xxhash.xxh64(client.key, 0).intdigest())
 

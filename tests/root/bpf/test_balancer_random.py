@@ -57,7 +57,7 @@ def random_segment(chance: random.Random, client: Client) -> bytes:
 def test_random_segments_are_answered_alike(seed: int) -> None:
     chance = random.Random(seed)
     clients: list[Client] = []
-    with Twin(make_service(), LIMITS) as scene:
+    with Twin(make_service(), limits=LIMITS) as scene:
         for port in range(50_000, 50_012):
             stamps, sack = chance.random() < 0.7, chance.random() < 0.7
             scale, mss = chance.choice((None, 0, 7, 14)), chance.choice((None, 536, 1460, 9000))

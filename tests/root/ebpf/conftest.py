@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.bpf import objects, residence
+from common.bpf import attachments, objects
 from common.bpf.attach import supports_tcx
 from common.bpf.residence import Place, Plan
 from tests.bpf.programs import compiled
@@ -36,7 +36,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "tcx" and not supports_tcx():
         pytest.skip("this kernel has no TCX links")
     if request.param == "clsact":
-        monkeypatch.setattr(residence, "supports_tcx", lambda: False)
+        monkeypatch.setattr(attachments, "supports_tcx", lambda: False)
     return str(request.param)
 
 

@@ -13,9 +13,9 @@ from trio.testing import MockClock
 
 from balancer.core.engine import BalancerCore
 from balancer.core.flow_table import Tables
-from balancer.core.service import Limits
+from balancer.core.service import Limits, Services
 from balancer.ebpf import abi
-from balancer.ebpf.plane import PassedUp
+from balancer.ebpf.passed_up import PassedUp
 from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifiedTable
 from common.bpf.abi import FLOW_ID
 from common.bpf.maps import HashMap
@@ -43,21 +43,26 @@ class Claimed(Scene):
 
     def __init__(self, flows: HashMap, verified: HashMap, half_open: HashMap, claims: HashMap) -> None:
         super().__init__()
-        service = make_service()
+        services = Services([make_service()])
         tables = Tables(
-            MapFlowTable(flows, service),
-            MapVerifiedTable(verified, service),
-            MapHalfOpenTable(half_open, service),
+            MapFlowTable(flows, services),
+            MapVerifiedTable(verified, services, 300.0),
+            MapHalfOpenTable(half_open, services, 60.0),
         )
         sign = functools.partial(handoff.sign, mac=functools.partial(siphash, TAG_KEY))
         mac = functools.partial(siphash, COOKIE_KEY)
-        self.core = BalancerCore(service, mac, sign, lambda: WALL_SECONDS, Limits(), tables)
+        self.core = BalancerCore(services, mac, sign, lambda: WALL_SECONDS, Limits(), tables)
         self.passed_up = PassedUp(self.core, tables, claims)
         self.claims = claims
-        self._keys = Keys(service)
+        self.keys = Keys(services)
+
+    def packed(self, key: bytes) -> bytes:
+        packed = self.keys.pack(key)
+        assert packed is not None
+        return packed
 
     def receive_packet(self, packet: Packet) -> list[Packet]:
-        self.claims.update(self._keys.pack(packet.data[12:24]), bytes(4))
+        self.claims.update(self.packed(packet.data[12:24]), bytes(4))
         return self.passed_up.receive(packet, self.now)
 
     @property
@@ -138,7 +143,7 @@ def test_patrol_takes_back_what_has_got_its_node_for_want_of_patience(scene: Cla
 
 def test_patrol_takes_back_claims_of_an_earlier_run_but_not_at_first_sight(scene: Claimed) -> None:
     """A packet may just be on its way to Python."""
-    scene.claims.update(Keys(scene.core.service).pack(Client(scene).key), bytes(4))
+    scene.claims.update(scene.packed(Client(scene).key), bytes(4))
     patrolled(scene, 1.5)
     assert scene.are_claimed == 1
     patrolled(scene, 2.5)
@@ -146,7 +151,7 @@ def test_patrol_takes_back_claims_of_an_earlier_run_but_not_at_first_sight(scene
 
 
 def test_patrol_leaves_a_claim_that_is_a_new_one(scene: Claimed) -> None:
-    key = Keys(scene.core.service).pack(Client(scene).key)
+    key = scene.packed(Client(scene).key)
 
     async def renew() -> None:
         async with trio.open_nursery() as nursery:
@@ -166,3 +171,10 @@ def test_icmp_errors_release_nothing(scene: Claimed, client: Client) -> None:
     error = IP(src="192.0.2.1", dst=VIP) / ICMP(type=3, code=4) / quoted
     scene.passed_up.receive(Packet(bytes(error), NO_OFFLOAD), scene.now)
     assert scene.are_claimed == 1
+
+
+def test_patrol_takes_back_claims_of_a_service_that_is_gone(scene: Claimed) -> None:
+    packed = scene.packed(Client(scene).key)
+    scene.claims.update(packed[:6] + b"\x07" + packed[7:], bytes(4))
+    patrolled(scene, 2.5)
+    assert scene.are_claimed == 0

@@ -1,82 +1,131 @@
-"""What the balancer's programs are told of a service: its row and its Maglev table."""
+"""What the balancer's programs are told of services: their rows and their Maglev tables."""
 
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from balancer.core.service import NonHttp
-from balancer.ebpf.abi import SERVICE
-from balancer.ebpf.plane import publish_table, service_row
+from balancer.core.service import NonHttp, Service
+from balancer.ebpf.abi import SERVICE, ServiceRow
+from balancer.ebpf.services import PublishedServices, service_row
 from common.bpf import libbpf
-from common.bpf.maps import ArrayMap, MapOfMaps
+from common.bpf.maps import ArrayMap, HashMap, MapOfMaps
 from common.bpf.objects import BpfObject, object_path
 from common.hashing.request_key import KeySpec
-from tests.unit.balancer.scene import INDEX, NODES, VIP, make_service, packed
+from tests.unit.balancer.scene import INDEX, NODES, PORT, VIP, make_service, packed
 
 pytestmark = pytest.mark.root
 
 SLOTS = 65537
+TABLE = INDEX
+MTU = 1500
 
 
-@pytest.fixture(scope="module")
-def tables() -> Iterator[MapOfMaps]:
+class Maps:
+    """Those of the programs, and what publishes services there."""
+
+    def __init__(self, loaded: BpfObject) -> None:
+        self.rows = HashMap(loaded.map("services"))
+        self.tables = MapOfMaps(loaded.map("tables"))
+        self.published = PublishedServices(self.rows, self.tables)
+
+    def publish(self, *services: Service) -> None:
+        with ExitStack() as drafting:
+            for draft in self.published.draft(services, drafting):
+                self.published.publish(draft, MTU)
+
+    def row(self, port: int = PORT) -> ServiceRow:
+        row = self.rows.lookup(packed(VIP) + struct.pack(">HH", port, 0))
+        assert row is not None
+        return SERVICE.unpack(row)
+
+    def table(self, number: int) -> tuple[int, list[bytes]]:
+        """The kernel's number of a table, and the node address in each slot."""
+        found = self.tables.inner_id(number)
+        assert found is not None
+        descriptor = libbpf.check(libbpf.library().bpf_map_get_fd_by_id(found))
+        try:
+            table = ArrayMap(descriptor)
+            return found, [table.lookup(slot) for slot in range(SLOTS)]
+        finally:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def maps() -> Iterator[Maps]:
     constants = {"link_header_size": 14}
     entries = dict.fromkeys(("flows", "verified", "half_open", "claims"), 16)
     with BpfObject(object_path("balancer"), constants=constants, max_entries=entries) as loaded:
-        yield MapOfMaps(loaded.map("tables"))
-
-
-def published(tables: MapOfMaps) -> tuple[int, list[bytes]]:
-    """The kernel's number of the service's table, and the node address in each slot."""
-    number = tables.inner_id(INDEX)
-    assert number is not None
-    descriptor = libbpf.check(libbpf.library().bpf_map_get_fd_by_id(number))
-    try:
-        table = ArrayMap(descriptor)
-        return number, [table.lookup(slot) for slot in range(SLOTS)]
-    finally:
-        os.close(descriptor)
+        yield Maps(loaded)
 
 
 @pytest.mark.parametrize("names", [("node1",), ("node1", "node3"), ()], ids=["one", "two", "all"])
-def test_each_slot_has_the_address_of_its_node(tables: MapOfMaps, names: tuple[str, ...]) -> None:
+def test_each_slot_has_the_address_of_its_node(maps: Maps, names: tuple[str, ...]) -> None:
     service = make_service(*names)
     assert service.table is not None
-    publish_table(tables, service)
+    maps.publish(service)
     expected = [packed(NODES[service.table.names[number]]) for number in service.table.slots]
-    assert published(tables)[1] == expected
+    assert maps.table(maps.row().table)[1] == expected
     assert {packed(NODES[name]) for name in names or NODES} == set(expected)
 
 
-def test_a_new_table_takes_the_place_of_the_old_one_as_a_whole(tables: MapOfMaps) -> None:
-    publish_table(tables, make_service("node1"))
-    old, _ = published(tables)
-    descriptor = libbpf.check(libbpf.library().bpf_map_get_fd_by_id(old))
-    try:
-        publish_table(tables, make_service("node2"))
-        assert published(tables)[0] != old
-        assert ArrayMap(descriptor).lookup(0) == packed(NODES["node1"]), "who reads it may go on"
-    finally:
-        os.close(descriptor)
+def test_a_new_table_is_filled_beside_the_old_one_and_the_row_turns_to_it(maps: Maps) -> None:
+    maps.publish(make_service("node1"))
+    first = maps.row().table
+    with ExitStack() as drafting:
+        (draft,) = maps.published.draft([make_service("node2")], drafting)
+        assert maps.row().table == first, "nothing is seen of it yet"
+        maps.published.publish(draft, MTU)
+    assert maps.row().table != first
+    assert maps.table(first)[1][0] == packed(NODES["node1"]), "who goes by the old row may go on"
+    assert maps.table(maps.row().table)[1][0] == packed(NODES["node2"])
+    maps.publish(make_service("node3"))
+    assert maps.row().table == first
+    assert maps.table(first)[1][0] == packed(NODES["node3"])
 
 
-def test_service_without_nodes_has_no_table_and_its_row_says_so(tables: MapOfMaps) -> None:
-    publish_table(tables, make_service("node1"))
-    before = published(tables)
-    service = make_service()._replace(table=None)
-    publish_table(tables, service)
-    assert published(tables) == before
-    assert not service_row(service, 1500).has_table
+def test_the_same_table_is_not_made_again(maps: Maps) -> None:
+    maps.publish(make_service("node1"))
+    row, (table, _) = maps.row(), maps.table(TABLE)
+    maps.publish(make_service("node1")._replace(target_limit=77))
+    assert maps.row() == row._replace(target_limit=77)
+    assert maps.table(TABLE)[0] == table
+
+
+def test_two_services_have_tables_of_their_own(maps: Maps) -> None:
+    other = make_service("node2")._replace(port=8080, vip_index=9)
+    maps.publish(make_service("node1"), other)
+    assert maps.table(maps.row().table)[1][0] == packed(NODES["node1"])
+    assert maps.table(maps.row(8080).table)[1][0] == packed(NODES["node2"])
+    maps.published.withdraw(other.endpoint)
+    assert list(maps.published.rows) == [(packed(VIP), PORT)]
+
+
+def test_service_without_nodes_has_no_table_until_it_has_nodes_again(maps: Maps) -> None:
+    for _ in range(2):
+        maps.publish(make_service("node1"))
+        assert maps.table(maps.row().table)[1][0] == packed(NODES["node1"])
+        maps.publish(make_service()._replace(table=None))
+        assert maps.row().table == 0
+
+
+def test_a_service_of_an_earlier_run_gets_its_new_table_in_the_other_place(maps: Maps) -> None:
+    maps.publish(make_service("node1"))
+    first = maps.row().table
+    maps.published = PublishedServices(maps.rows, maps.tables)
+    maps.publish(make_service("node2"))
+    assert maps.row().table != first
+    assert maps.table(maps.row().table)[1][0] == packed(NODES["node2"])
 
 
 def test_row_of_a_service_with_all_defaults() -> None:
-    assert SERVICE.pack(service_row(make_service(), 1500)) == (
+    assert SERVICE.pack(service_row(make_service(), 1500, TABLE)) == (
         packed(VIP)
         + struct.pack(">HBB", 80, INDEX, 1)
-        + struct.pack("=QIIHHBBBx", 0, 0, 9216, 1424, 1500, 7, 0, 1)
+        + struct.pack("=QIIHHBBBx", 0, 0, 9216, 1424, 1500, 7, 0, TABLE)
     )
 
 
@@ -93,7 +142,7 @@ def test_row_of_a_service_with_all_defaults() -> None:
 def test_kinds_of_keys_that_the_programs_do_not_know_are_left_to_python(
     key: KeySpec, kind: int, argument: int
 ) -> None:
-    row = service_row(make_service()._replace(key=key), 1500)
+    row = service_row(make_service()._replace(key=key), 1500, TABLE)
     assert (row.key_kind, row.key_argument) == (kind, argument)
 
 
@@ -111,6 +160,7 @@ def test_kinds_of_keys_that_the_programs_do_not_know_are_left_to_python(
 )
 def test_each_option_has_its_field(option: str, value: Any, field: str, said: Any) -> None:
     service = make_service()._replace(**{option: value})
-    row = SERVICE.unpack(SERVICE.pack(service_row(service, 9000)))
-    assert row._replace(node_mtu=1500) == service_row(make_service(), 1500)._replace(**{field: said})
+    row = SERVICE.unpack(SERVICE.pack(service_row(service, 9000, TABLE)))
+    expected = service_row(make_service(), 1500, TABLE)._replace(**{field: said})
+    assert row._replace(node_mtu=1500) == expected
     assert row.node_mtu == 9000

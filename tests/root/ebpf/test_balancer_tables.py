@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from balancer.core.connection import Flow, Handshake, Hello
-from balancer.core.flow_table import HALF_OPEN_SECONDS, VERIFIED_SECONDS
-from balancer.core.service import Service
+from balancer.core.service import Service, Services
 from balancer.ebpf import abi
-from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifiedTable
+from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifiedTable, forget_indexes
 from common.bpf.abi import FLOW_ID
 from common.bpf.maps import HashMap
 from common.tables import Aging, TableFullError
@@ -39,14 +38,19 @@ def service() -> Service:
 
 
 @pytest.fixture
+def services(service: Service) -> Services:
+    return Services([service])
+
+
+@pytest.fixture
 def flows() -> Iterator[HashMap]:
     with hash_map(FLOW_ID.size, abi.FLOW.size, 4) as flows:
         yield flows
 
 
 @pytest.fixture
-def table(flows: HashMap, service: Service) -> MapFlowTable:
-    return MapFlowTable(flows, service)
+def table(flows: HashMap, services: Services) -> MapFlowTable:
+    return MapFlowTable(flows, services)
 
 
 def other_key(number: int) -> bytes:
@@ -70,8 +74,18 @@ def activity_of(activity: Activity) -> tuple[int, float, Phase, int | None]:
     return activity.next, activity.seen, activity.phase, activity.fin
 
 
-def test_key_has_client_and_index_and_comes_back(service: Service) -> None:
-    keys = Keys(service)
+def test_key_has_client_and_index_and_comes_back(services: Services) -> None:
+    keys = Keys(services)
+    assert keys.pack(KEY) == MAP_KEY
+    assert keys.unpack(MAP_KEY) == KEY
+
+
+def test_key_of_no_service_is_none_until_there_is_one(service: Service) -> None:
+    services = Services()
+    keys = Keys(services)
+    assert keys.pack(KEY) is None
+    assert keys.unpack(MAP_KEY) is None
+    services.replace([service])
     assert keys.pack(KEY) == MAP_KEY
     assert keys.unpack(MAP_KEY) == KEY
 
@@ -140,9 +154,8 @@ def test_flow_that_has_gone_does_not_come_back_by_its_activity(
 ) -> None:
     flow = make_flow(service)
     table.attend(KEY, flow)
-    assert flows.count() == 0
-    with pytest.raises(KeyError):
-        table.replace(KEY, flow)
+    table.replace(KEY, flow)
+    assert flows.count() == 0, "the sweeping program has forgotten it meanwhile"
     table.put_if_absent(KEY, flow)
     flow.activity.next, flow.activity.seen = 99, 4100.9
     table.attend(KEY, flow)
@@ -154,9 +167,13 @@ def test_flow_that_has_gone_does_not_come_back_by_its_activity(
 def test_flow_of_a_node_that_is_not_configured_any_more_goes_on_to_it(
     flows: HashMap, service: Service
 ) -> None:
-    MapFlowTable(flows, service).put_if_absent(KEY, make_flow(service, "node3"))
+    services = Services([service])
+    table = MapFlowTable(flows, services)
+    table.put_if_absent(KEY, make_flow(service, "node3"))
+    assert table.get(KEY) is not None
     nodes = {name: node for name, node in service.nodes.items() if name != "node3"}
-    kept = MapFlowTable(flows, service._replace(nodes=nodes)).get(KEY)
+    services.replace([service._replace(nodes=nodes)])
+    kept = table.get(KEY)
     assert kept is not None
     assert kept.node.address == packed(NODES["node3"])
     assert kept.plan == service.nodes["node3"].plan
@@ -165,7 +182,7 @@ def test_flow_of_a_node_that_is_not_configured_any_more_goes_on_to_it(
 @pytest.mark.parametrize("value", [HANDSHAKE, BARE], ids=["all options", "no options"])
 def test_verified_handshake_comes_back_as_it_was(service: Service, value: Handshake) -> None:
     with hash_map(FLOW_ID.size, abi.VERIFIED.size) as entries:
-        table = MapVerifiedTable(entries, service)
+        table = MapVerifiedTable(entries, Services([service]), 300.0)
         assert table.put(KEY, value, NOW)
         assert table.get(KEY) == value
         scale, options = (14, 3) if value is HANDSHAKE else (15, 0)
@@ -184,7 +201,7 @@ def test_verified_handshake_comes_back_as_it_was(service: Service, value: Handsh
 )
 def test_hello_comes_back_without_its_stamps(service: Service, value: Hello, row: bytes) -> None:
     with hash_map(FLOW_ID.size, abi.HELLO.size) as entries:
-        table = MapHalfOpenTable(entries, service)
+        table = MapHalfOpenTable(entries, Services([service]), 60.0)
         assert table.put(KEY, value, NOW)
         assert dict(entries.items()) == {MAP_KEY: row}
         stamps = value.options.timestamps and Timestamps(0, 0)
@@ -199,10 +216,10 @@ def aging(request: pytest.FixtureRequest, service: Service) -> Iterator[Made]:
     """A table of four entries, a value for it, and how long one lives."""
     if request.param == "verified":
         with hash_map(FLOW_ID.size, abi.VERIFIED.size, 4) as entries:
-            yield MapVerifiedTable(entries, service), HANDSHAKE, VERIFIED_SECONDS, entries
+            yield MapVerifiedTable(entries, Services([service]), 40.0), HANDSHAKE, 40.0, entries
     else:
         with hash_map(FLOW_ID.size, abi.HELLO.size, 4) as entries:
-            yield MapHalfOpenTable(entries, service), HELLO, HALF_OPEN_SECONDS, entries
+            yield MapHalfOpenTable(entries, Services([service]), 60.0), HELLO, 60.0, entries
 
 
 def test_entry_is_seen_as_long_as_it_lives(aging: Made) -> None:
@@ -234,3 +251,49 @@ def test_full_aging_table_says_so_and_loses_nothing(aging: Made) -> None:
     table.delete(other_key(0))
     table.delete(other_key(0))
     assert table.put(KEY, value, 102.0)
+
+
+def two_services(service: Service) -> tuple[Service, Service, bytes]:
+    """Two, and a key of the second."""
+    other = service._replace(port=8080, vip_index=9)
+    return service, other, KEY[:10] + (8080).to_bytes(2, "big")
+
+
+def test_services_share_the_table_and_only_one_of_them_is_forgotten(flows: HashMap, service: Service) -> None:
+    one, other, other_key = two_services(service)
+    table = MapFlowTable(flows, Services([one, other]))
+    table.put_if_absent(KEY, make_flow(one))
+    table.put_if_absent(other_key, make_flow(other))
+    assert {key for key, _ in table.items()} == {KEY, other_key}
+    assert forget_indexes(flows, {9, 10}) == 1
+    assert [key for key, _ in table.items()] == [KEY]
+
+
+def test_flows_of_a_service_that_is_gone_are_not_seen(flows: HashMap, service: Service) -> None:
+    services = Services([service])
+    table = MapFlowTable(flows, services)
+    table.put_if_absent(KEY, make_flow(service))
+    services.replace([])
+    assert table.get(KEY) is None
+    assert list(table.items()) == []
+    table.delete(KEY)
+    assert flows.count() == 1
+
+
+def test_flows_of_one_node_are_taken_and_the_others_stay(flows: HashMap, service: Service) -> None:
+    one, other, other_service_key = two_services(service)
+    table = MapFlowTable(flows, Services([one, other]))
+    table.put_if_absent(KEY, make_flow(one, "node2"))
+    table.put_if_absent(other_key(7), make_flow(one, "node1"))
+    table.put_if_absent(other_service_key, make_flow(other, "node2"))
+    taken = list(table.take_of_node(INDEX, packed(NODES["node2"])))
+    assert [(key, facts(flow)) for key, flow in taken] == [(KEY, facts(make_flow(one, "node2")))]
+    assert {key for key, _ in table.items()} == {other_key(7), other_service_key}
+
+
+def test_handshakes_are_walked_through(service: Service) -> None:
+    with hash_map(FLOW_ID.size, abi.VERIFIED.size) as entries:
+        table = MapVerifiedTable(entries, Services([service]), 300.0)
+        table.put(KEY, HANDSHAKE, NOW)
+        table.put(other_key(5), BARE, NOW)
+        assert dict(table.items()) == {KEY: HANDSHAKE, other_key(5): BARE}

@@ -53,12 +53,12 @@ def test_keys_are_written_as_a_whole_and_again_when_the_file_has_changed(
     assert dict(handoff_keys.items()) == {bytes(4): row(ONE, ONE, (1, 1), 0)}
 
     key_file.write_text(f"{THIRD.hex()}\n{ONE.hex()}\n")
-    source.reload()
+    source.take(source.read())
     keys.write(handoff_keys, source.keyring)
     assert dict(handoff_keys.items()) == {bytes(4): row(THIRD, ONE, (0, 1), 1)}
 
     key_file.write_text(f"{OTHER.hex()}\n{THIRD.hex()}\n")
-    source.reload()
+    source.take(source.read())
     keys.write(handoff_keys, source.keyring)
     assert dict(handoff_keys.items()) == {bytes(4): row(OTHER, THIRD, (1, 0), 1)}
 
@@ -71,7 +71,7 @@ def test_file_that_cannot_be_used_leaves_the_programs_their_keys(
     keys.write(handoff_keys, source.keyring)
     key_file.write_text("no key")
     with pytest.raises(ConfigError):
-        source.reload()
+        source.take(source.read())
     keys.write(handoff_keys, source.keyring)
     assert dict(handoff_keys.items()) == {bytes(4): row(ONE, ONE, (1, 1), 0)}
 

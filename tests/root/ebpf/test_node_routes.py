@@ -78,6 +78,41 @@ def test_routes_of_an_earlier_runs_nodes_are_looked_after(routes: HashMap) -> No
     assert routes.lookup(SERVER.packed) == row("m1", SERVER)
 
 
+def test_the_smallest_mtu_is_that_of_configured_nodes_with_a_route(hosts: Hosts, routes: HashMap) -> None:
+    hosts.middle.run("ip link set m1 mtu 1400")
+    hosts.middle.run(f"ip route add {BEHIND} via {SERVER} mtu 1300")
+    assert NodeRoutes(routes, [IPv4Address("192.0.2.1")]).mtu == 1500, "there is no route"
+    kept = NodeRoutes(routes, [CLIENT])
+    assert kept.mtu == 1500
+    kept.serve([CLIENT, SERVER])
+    assert kept.mtu == 1400
+    kept.serve([CLIENT, BEHIND])
+    assert kept.mtu == 1300
+    kept.serve([CLIENT])
+    assert kept.mtu == 1500, "the others are looked after, but nothing new goes there"
+    assert routes.lookup(BEHIND.packed) == row("m1", SERVER)
+
+
+def test_nodes_for_which_there_is_no_room_are_left_to_the_kernel(hosts: Hosts) -> None:
+    with hosts.middle.entered(), hash_map(4, ROUTE.size, 1) as small:
+        NodeRoutes(small, [CLIENT, SERVER])
+        assert small.count() == 1
+
+
+def test_an_mtu_that_has_changed_is_told(hosts: Hosts, routes: HashMap) -> None:
+    async def follow() -> None:
+        with closing(NetworkWatch()) as watch:
+            kept = NodeRoutes(routes, [SERVER])
+            told: list[int] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(kept.follow, watch, lambda: told.append(kept.mtu))
+                hosts.middle.run("ip link set m1 mtu 1400")
+                await seen(lambda: told[-1:] == [1400])
+                nursery.cancel_scope.cancel()
+
+    trio.run(follow)
+
+
 Change = Callable[[Hosts], object]
 CHANGES: dict[str, tuple[Change, tuple[str | None, IPv4Address]]] = {
     "another gateway": (
@@ -113,7 +148,7 @@ def test_a_change_is_followed(hosts: Hosts, routes: HashMap, change: str) -> Non
             kept = NodeRoutes(routes, [BEHIND])
             assert routes.lookup(BEHIND.packed) == row("m1", SERVER)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(kept.follow, watch)
+                nursery.start_soon(kept.follow, watch, lambda: None)
                 act(hosts)
                 await seen(lambda: routes.lookup(BEHIND.packed) == expected)
                 nursery.cancel_scope.cancel()

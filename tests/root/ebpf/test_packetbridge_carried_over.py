@@ -21,7 +21,7 @@ from packetbridge.ebpf import abi
 from packetbridge.ebpf.abi import FLOW, StateNumber
 from packetbridge.ebpf.carried_over import CarriedOver, FlowMaps
 from packetbridge.ebpf.passed_up import PassedUp
-from packetbridge.ebpf.plane import write_services
+from packetbridge.ebpf.served import ServedMaps
 from packetbridge.journal import Journal
 from tests.root.ebpf.bridge_flows import KEY, OTHER_KEY, BridgeMaps, bridge_maps, row
 from tests.root.ebpf.hash_maps import hash_map
@@ -63,7 +63,7 @@ class Run:
             services,
             self.maps.table,
             self.passed_up.strangers,
-            self.sockets.__contains__,
+            self.sockets.intersection,
             self.passed_up.counters,
         )
 
@@ -104,8 +104,8 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 @pytest.fixture
 def services() -> Iterator[ArrayMap]:
     descriptor = create_array("services", abi.SERVICE.size, MAX_SERVICES)
-    with hash_map(ENDPOINT.size, abi.INDEX_SIZE) as backends:
-        write_services([SERVICE, OTHER_SERVICE], ArrayMap(descriptor), backends)
+    with hash_map(ENDPOINT.size, abi.INDEX_SIZE) as backends, bridge_maps() as maps:
+        ServedMaps(ArrayMap(descriptor), backends, maps.table).serve([SERVICE, OTHER_SERVICE], 0.0)
     yield ArrayMap(descriptor)
     os.close(descriptor)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ import balancer.raw
 import packetbridge.ebpf.plane
 from balancer.core.service import Limits as BalancerLimits
 from balancer.core.service import Service as BalancedService
+from balancer.core.service import Timeouts as BalancerTimeouts
 from balancer.core.service import make_nodes
 from common import engine
 from common.bpf import attach, objects
@@ -28,11 +30,10 @@ from common.bpf.pins import PinDirectory
 from common.config import AUTO, EBPF
 from common.engine import Engine, Site
 from common.keyring import KeySource
-from common.net import intake
 from common.net.errors import HostError
-from common.net.interfaces import interfaces, tap_interfaces
 from packetbridge.core.service import Limits as BridgeLimits
 from packetbridge.core.service import Service as BridgedService
+from packetbridge.core.service import Timeouts as BridgeTimeouts
 from packetbridge.journal import Journal, path_of
 from tests.root.ebpf.residing import attached
 from tests.root.namespaces import CLIENT, MIDDLE, SERVER, Hosts
@@ -41,28 +42,26 @@ pytestmark = pytest.mark.root
 
 LOGGER = logging.getLogger("plane")
 VIP_PORT, BACKEND_PORT = 80, 8080
-MTU = 1500
 
-Start = Callable[[Site, ExitStack], Engine]
-
-
-def make_service(vip_port: int = VIP_PORT) -> BalancedService:
-    nodes, table = make_nodes(MIDDLE.packed, vip_port, 1, {"node1": (SERVER.packed, 1)})
-    return BalancedService(MIDDLE.packed, vip_port, 1, nodes, table)
+Start = Callable[[Site, ExitStack], Engine[Any]]
 
 
-def start_balancer(site: Site, owned: ExitStack, vip_port: int = VIP_PORT) -> Engine:
-    site = site._replace(intake=intake.of_balancer(MIDDLE, vip_port))
+def make_service(vip_port: int = VIP_PORT, index: int = 1) -> BalancedService:
+    nodes, table = make_nodes(MIDDLE.packed, vip_port, index, {"node1": (SERVER.packed, 1)})
+    return BalancedService(MIDDLE.packed, vip_port, index, nodes, table)
+
+
+def start_balancer(site: Site, owned: ExitStack, vip_port: int = VIP_PORT) -> Engine[Any]:
     limits = BalancerLimits(flows=64, verified=64, half_open=64)
-    return balancer.ebpf.plane.start(make_service(vip_port), MTU, limits, site, owned)
+    services = [make_service(vip_port)]
+    return balancer.ebpf.plane.start(services, limits, BalancerTimeouts(), site, owned).engine
 
 
-def start_packetbridge(site: Site, owned: ExitStack, index: int = 1, *, adopt: bool = False) -> Engine:
-    site = site._replace(intake=intake.of_packetbridge(MIDDLE, [VIP_PORT]))
-    service = BridgedService(index, CLIENT.packed, VIP_PORT, MIDDLE.packed, MIDDLE.packed, BACKEND_PORT)
+def start_packetbridge(site: Site, owned: ExitStack, *, adopt: bool = False) -> Engine[Any]:
+    service = BridgedService(1, CLIENT.packed, VIP_PORT, MIDDLE.packed, MIDDLE.packed, BACKEND_PORT)
     limits = BridgeLimits(flows=64)
-    backends = [(MIDDLE, BACKEND_PORT)]
-    return packetbridge.ebpf.plane.start([service], backends, limits, site, owned, adopt=adopt)
+    started = packetbridge.ebpf.plane.start([service], limits, BridgeTimeouts(), site, owned, adopt=adopt)
+    return started.engine
 
 
 STARTS: dict[str, Start] = {
@@ -82,8 +81,6 @@ def site(hosts: Hosts, tmp_path: Path) -> Iterator[Site]:
     with hosts.middle.entered():
         yield Site(
             keys=KeySource(tmp_path / "none", is_insecure=True),
-            intake=intake.of_balancer(MIDDLE, VIP_PORT),
-            tapped=tap_interfaces(interfaces()),
             state_dir=tmp_path,
             keep_flows=False,
             logger=LOGGER,
@@ -193,7 +190,11 @@ def test_auto_falls_back_over_what_ebpf_had_taken(
         chosen = engine.start(
             AUTO,
             ebpf=partial(start_balancer, site),
-            raw=partial(balancer.raw.start, make_service(), BalancerLimits(), site),
+            raw=lambda attempt: (
+                balancer.raw.start(
+                    [make_service()], BalancerLimits(), BalancerTimeouts(), site, attempt
+                ).engine
+            ),
             owned=owned,
             logger=LOGGER,
         )
@@ -205,12 +206,15 @@ def test_auto_falls_back_over_what_ebpf_had_taken(
     )
 
 
-def test_what_is_served_already_is_refused_and_goes_on(hosts: Hosts, site: Site, start: Start) -> None:
+def test_what_is_served_already_is_refused_and_goes_on(
+    hosts: Hosts, site: Site, start: Start, tmp_path: Path
+) -> None:
+    other = site._replace(state_dir=tmp_path / "other")
     with ExitStack() as owned:
         start(site, owned)
         before = footprint(hosts, site)
         with ExitStack() as second, pytest.raises(HostError, match="is already served by another process"):
-            start(site, second)
+            start(other, second)
         assert footprint(hosts, site) == before
 
 
@@ -236,30 +240,29 @@ def test_flows_that_were_left_are_carried_on(
     assert not any((site.state_dir / "bpf").iterdir())
 
 
-def test_two_balancers_of_different_ports_share_host_and_file_system(
-    hosts: Hosts, site: Site, way: str
+def test_a_balancer_whose_state_directory_is_in_use_is_refused(hosts: Hosts, site: Site) -> None:
+    with ExitStack() as owned:
+        start_balancer(site, owned)
+        before = footprint(hosts, site)
+        in_use = f"{site.state_dir} is in use by another balancer: choose another --state-dir"
+        with ExitStack() as second, pytest.raises(HostError, match=f"^{in_use}$"):
+            start_balancer(site, second, 81)
+        with pytest.raises(HostError, match=f"^{in_use}$"):
+            balancer.ebpf.plane.remove_left(site)
+        assert footprint(hosts, site) == before
+
+
+def test_two_balancers_with_directories_of_their_own_share_the_host(
+    hosts: Hosts, site: Site, way: str, tmp_path: Path
 ) -> None:
     ours = [f"{name} {way}/ingress" for name in ("m0", "m1")]
     with ExitStack() as one:
         start_balancer(site, one)
         with ExitStack() as other:
-            start_balancer(site, other, 81)
-            assert len(pins(site)) == 2
+            start_balancer(site._replace(state_dir=tmp_path / "other"), other, 81)
             assert attached(hosts) == sorted(2 * ours)
-        assert len(pins(site)) == 1
         assert attached(hosts) == ours
     assert "l3dsr" not in hosts.middle.run("nft list tables")
-
-
-def test_a_packetbridge_with_other_services_does_not_use_the_old_ones_maps(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
-    with ExitStack() as owned:
-        start_packetbridge(site._replace(keep_flows=True), owned)
-    with ExitStack() as owned:
-        start_packetbridge(site, owned, index=2)
-    (line,) = caplog.messages
-    assert line.endswith("is of another kind: removed")
 
 
 def pins(site: Site) -> list[PinDirectory]:

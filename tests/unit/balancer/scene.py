@@ -15,8 +15,9 @@ from scapy.layers.inet import IP, TCP
 
 from balancer.core.classify import check_flags, classify
 from balancer.core.engine import BalancerCore
+from balancer.core.loads import Loads
 from balancer.core.machine import RULES
-from balancer.core.service import Limits, Service, make_nodes
+from balancer.core.service import DEFAULT_TIMEOUTS, Limits, Service, Services, Timeouts, make_nodes
 from common.wire import handoff, offload, rewrite
 from common.wire import segment as segments
 from common.wire.errors import WireError
@@ -67,19 +68,34 @@ class Scene:
     """
 
     def __init__(
-        self, service: Service | None = None, limits: Limits | None = None, now: float = 1000.0
+        self,
+        *services: Service,
+        limits: Limits | None = None,
+        now: float = 1000.0,
+        loads: Loads | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
+        """Without ``services`` it is `make_service`'s."""
         self.now = now
         sign = functools.partial(handoff.sign, mac=functools.partial(siphash, TAG_KEY))
         cookie_mac = functools.partial(siphash, COOKIE_KEY)
-        self.core = BalancerCore(service or make_service(), cookie_mac, sign, lambda: WALL_SECONDS, limits)
+        self.core = BalancerCore(
+            Services(services or [make_service()]),
+            cookie_mac,
+            sign,
+            lambda: WALL_SECONDS,
+            limits,
+            loads=loads,
+            timeouts=timeouts,
+        )
 
     def receive(self, packet: bytes, hints: Offload = NO_OFFLOAD) -> list[bytes]:
         return [made.data for made in self.receive_packet(Packet(packet, hints))]
 
     def receive_packet(self, packet: Packet) -> list[Packet]:
         buffer = bytearray(offload.emit(packet.offload) + packet.data + bytes(64))
-        plan = self.core.plan(buffer, offload.SIZE, len(packet.data), self.now)
+        length = min(int.from_bytes(packet.data[2:4], "big"), len(packet.data))
+        plan = self.core.plan(buffer, offload.SIZE, length, self.now)
         if plan is not None:
             rewrite.apply(plan, buffer, offload.SIZE)
             return [Packet(bytes(buffer[offload.SIZE : offload.SIZE + len(packet.data)]), packet.offload)]
@@ -91,10 +107,11 @@ class Scene:
             check_flags(segment)
         except WireError:
             return self.core.receive(packet, self.now)
+        service = self.core.services.of_client(segment.key)
+        if service is None:
+            return self.core.receive(packet, self.now)
         connections = self.core._connections
-        arrival = classify(
-            connections, self.core._greeter, packet, segment, self.core.service.preamble_window, self.now
-        )
+        arrival = classify(connections, self.core._greeter, service, packet, segment, self.now)
         made = self.core.receive(packet, self.now)
         assert connections.state_of(segment.key) in RULES[arrival.state, arrival.event].outcomes
         return made
@@ -111,7 +128,8 @@ class Scene:
 
     @property
     def counters(self) -> dict[str, int]:
-        return dict(self.core.counters)
+        """Those above 0."""
+        return {name: number for name, number in self.core.counters.items() if number}
 
 
 @dataclass
@@ -127,6 +145,8 @@ class Client:
     stamps: bool = True
     window: int = 502
     clock: int = 5_000
+    vip: str = VIP
+    service_port: int = PORT
     server_isn: int = field(default=0, init=False)
     echo: int = field(default=0, init=False)
 
@@ -145,6 +165,8 @@ class Client:
     def syn(self, *, flags: int = SYN, payload: bytes = b"", raw_options: bytes | None = None) -> bytes:
         return built(
             Described(
+                server=self.vip,
+                server_port=self.service_port,
                 client_port=self.port,
                 seq=self.isn,
                 ack=0,
@@ -169,6 +191,8 @@ class Client:
         stamps: list[ScapyOption] = [("NOP", None), ("NOP", None), ("Timestamp", (self.clock, self.echo))]
         return built(
             Described(
+                server=self.vip,
+                server_port=self.service_port,
                 client_port=self.port,
                 seq=(self.isn + 1 + at) % 2**32,
                 ack=(self.server_isn + 1 + ack) % 2**32,
@@ -204,7 +228,7 @@ class Client:
 
     @property
     def key(self) -> bytes:
-        return packed(CLIENT) + packed(VIP) + struct.pack(">HH", self.port, PORT)
+        return packed(CLIENT) + packed(self.vip) + struct.pack(">HH", self.port, self.service_port)
 
     @property
     def node(self) -> str | None:
@@ -239,6 +263,8 @@ def from_vip(
     """A packet of the balancer's own to the client, with absolute numbers."""
     return built(
         Described(
+            server=client.vip,
+            server_port=client.service_port,
             client_port=client.port,
             from_client=False,
             seq=seq % 2**32,
@@ -263,11 +289,11 @@ def reset_of(client: Client, *, ack: int = 0) -> bytes:
     return from_vip(client, seq=client.server_isn + 1 + ack, ack=0, flags=RST, window=0)
 
 
-def forwarded(packet: bytes, node: str) -> bytes:
+def forwarded(packet: bytes, node: str, index: int = INDEX) -> bytes:
     """A client's packet as the node gets it, both checksums computed anew."""
     made = IP(packet)
     made.dst = node
-    made.tos = INDEX << 2 | made.tos & 3
+    made.tos = index << 2 | made.tos & 3
     del made.chksum
     del made[TCP].chksum
     return bytes(raw(made))
@@ -285,6 +311,7 @@ def handoff_packet(
     fin: bool = False,
     ecn: int = 0,
     node: str | None = None,
+    index: int = INDEX,
 ) -> bytes:
     """The handoff of docs/design.md section 4; what is not given is what the client offered."""
     address = node or client.node_address()
@@ -297,11 +324,12 @@ def handoff_packet(
     flags = 0x80 * fin | (promised_scale if scale is not None else 0)
     area += struct.pack(">BBHBBH", 253, 16, 0x4C33, 0x11, flags, WALL_SECONDS % 2**16)
     numbers = struct.pack(">II", client.isn, client.server_isn)
-    key = packed(CLIENT) + packed(address) + struct.pack(">HH", client.port, PORT)
-    area += siphash(TAG_KEY, key + bytes((INDEX,)) + numbers + area)
+    key = packed(CLIENT) + packed(address) + struct.pack(">HH", client.port, client.service_port)
+    area += siphash(TAG_KEY, key + bytes((index,)) + numbers + area)
     return built(
         Described(
             server=address,
+            server_port=client.service_port,
             client_port=client.port,
             seq=client.isn,
             ack=client.server_isn,
@@ -309,6 +337,6 @@ def handoff_packet(
             window=window,
             raw_options=area,
             payload=payload,
-            tos=INDEX << 2 | ecn,
+            tos=index << 2 | ecn,
         )
     )

@@ -13,6 +13,7 @@ from tests.unit.balancer.scene import (
     ACK,
     FIN,
     GET,
+    INDEX,
     NODES,
     PSH,
     RST,
@@ -22,6 +23,7 @@ from tests.unit.balancer.scene import (
     forwarded,
     handoff_packet,
     make_service,
+    packed,
 )
 from tests.unit.wire.packets import (
     finished_by_the_card,
@@ -170,7 +172,7 @@ def test_retransmitted_first_payload_is_handed_off_again_to_the_same_node_whatev
     scene = Scene()
     client = connected(scene)
     before = client.node
-    scene.core.service = make_service(*(name for name in NODES if name != before))
+    scene.core.serve([make_service(*(name for name in NODES if name != before))])
     client.clock += 200
     assert client.send(GET) == [handoff_packet(client, GET, window=64256)]
     assert client.node == before
@@ -227,7 +229,7 @@ def test_node_that_another_took_first_is_adopted() -> None:
     put = table.put_if_absent
 
     def lose_the_race(key: bytes, value: Flow) -> Flow:
-        node = scene.core.service.nodes[other]
+        node = make_service().nodes[other]
         put(
             key, Flow(value.handshake, node, Activity(value.handshake.first, scene.now), scene.now, node.plan)
         )
@@ -238,8 +240,9 @@ def test_node_that_another_took_first_is_adopted() -> None:
     assert client.node == other
 
 
-def test_handoffs_are_counted_for_each_node() -> None:
+def test_all_handoffs_are_counted_and_of_each_node_its_new_flows() -> None:
     scene = Scene(limits=Limits())
     client = connected(scene)
     client.send(GET)
-    assert scene.counters[f"handoffs_to_{client.node}"] == 2
+    assert scene.counters["handoffs"] == 2
+    assert scene.core.loads.of(INDEX, packed(client.node_address())).handed == 1

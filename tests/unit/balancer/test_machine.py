@@ -10,7 +10,7 @@ from hypothesis import given
 from balancer.core.classify import classify
 from balancer.core.engine import BalancerCore
 from balancer.core.machine import RULES, Action, Event, State
-from balancer.core.service import Limits
+from balancer.core.service import Limits, Services
 from common.wire import handoff, tcp
 from common.wire.offload import Packet
 from common.wire.segment import Segment, emit
@@ -46,7 +46,7 @@ NEAR = (0, 0, 0, 0, 1, 2, 3, 4, 7, -1, -2, 30, 900, 999, 1000, -(2**30), 2**24, 
 
 
 def test_every_action_but_the_one_of_the_timer_is_carried_out_by_the_engine() -> None:
-    core = BalancerCore(SERVICE, partial(siphash, COOKIE_KEY), lambda message: message, lambda: 0)
+    core = BalancerCore(Services([SERVICE]), partial(siphash, COOKIE_KEY), lambda message: message, lambda: 0)
     assert set(core._actions) == set(Action) - {Action.GIVE_UP_KEY}
     assert {rule_.action for rule_ in RULES.values()} == set(Action)
 
@@ -124,9 +124,8 @@ class Walk:
 
     def receive(self, segment: Segment) -> list[Packet]:
         core, connections = self.core, self.core._connections
-        window = core.service.preamble_window
         packet = emit(segment)
-        arrival = classify(connections, core._greeter, packet, segment, window, self.now)
+        arrival = classify(connections, core._greeter, SERVICE, packet, segment, self.now)
         self.reached.add((arrival.state, arrival.event))
         made = core.receive(packet, self.now)
         assert connections.state_of(segment.key) in RULES[arrival.state, arrival.event].outcomes
@@ -166,13 +165,13 @@ def flow_key(port: int) -> bytes:
 
 def walk(seed: int, steps: int) -> set[tuple[State, Event]]:
     sign = partial(handoff.sign, mac=partial(siphash, TAG_KEY))
-    core = BalancerCore(SERVICE, partial(siphash, COOKIE_KEY), sign, lambda: 0, LIMITS)
+    core = BalancerCore(Services([SERVICE]), partial(siphash, COOKIE_KEY), sign, lambda: 0, LIMITS)
     taken = Walk(random.Random(seed), core)
     for number in range(steps):
         if number % 500 == 400:
-            core.service = SERVICE._replace(table=None)
+            core.serve([SERVICE._replace(table=None)])
         elif number % 500 == 0:
-            core.service = SERVICE
+            core.serve([SERVICE])
         taken.step()
     return taken.reached
 

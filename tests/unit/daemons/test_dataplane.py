@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 import trio
+import trio.testing
 from scapy.layers.inet import IP, TCP
 
 from common.dataplane import BATCH, Feed, PacketLoop
@@ -221,3 +222,78 @@ def test_what_waits_elsewhere_is_taken_at_once_only_if_the_core_has_sent_somethi
     bench.run_until(lambda: len(bench.outlet.sent) == 1 + is_taken)
     assert (tcp(b"answer") in bench.core.received) == is_taken
     silent.close()
+
+
+def test_a_feed_that_says_so_is_not_looked_at_for_what_others_have_sent(bench: Bench) -> None:
+    silent = Port()
+    silent._packets.append(tcp(b"later"))  # without waking anybody
+    bench.plane.add(Feed(silent, bench.core.plan, bench.core.receive, answers_at_once=False))
+    bench.port.put(tcp(b"ask"))
+    bench.run_until(lambda: bool(bench.outlet.sent))
+    assert bench.core.received == [tcp(b"ask")]
+    silent.close()
+
+
+def test_a_port_is_served_from_when_it_is_added_until_it_is_removed(bench: Bench) -> None:
+    before, meanwhile = Port(), Port()
+
+    def feed(port: Port) -> Feed:
+        return Feed(port, bench.core.plan, bench.core.receive)
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            bench.plane.add(feed(before))
+            nursery.start_soon(bench.plane.run)
+            before.put(tcp(b"1"))
+            await received(1)
+            bench.plane.add(feed(meanwhile))
+            meanwhile.put(tcp(b"2"))
+            await received(2)
+            for port in (before, meanwhile):
+                bench.plane.remove(port)
+                port.close()
+            bench.port.put(tcp(b"3"))
+            await received(3)
+            nursery.cancel_scope.cancel()
+
+    async def received(count: int) -> None:
+        while len(bench.core.received) < count:  # noqa: ASYNC110 - whatever a test waits for
+            await trio.sleep(0.001)
+
+    async def timely() -> None:
+        with trio.fail_after(SECONDS):
+            await run()
+
+    trio.run(timely)
+    assert bench.core.received == [tcp(b"1"), tcp(b"2"), tcp(b"3")]
+    assert bench.plane.failures == 0
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_port_may_be_closed_as_soon_as_it_is_removed_even_if_it_has_become_readable(
+    bench: Bench, waits: bool
+) -> None:
+    doomed, successor = Port(), None
+
+    async def run() -> None:
+        nonlocal successor
+        async with trio.open_nursery() as nursery:
+            bench.plane.add(Feed(doomed, bench.core.plan, bench.core.receive))
+            nursery.start_soon(bench.plane.run)
+            if waits:
+                await trio.testing.wait_all_tasks_blocked()
+            doomed.put(tcp(b"unread"))
+            bench.plane.remove(doomed)
+            doomed.close()
+            successor = Port()  # with the same descriptor
+            bench.plane.add(Feed(successor, bench.core.plan, bench.core.receive))
+            successor.put(tcp(b"read"))
+            with trio.fail_after(SECONDS):
+                while not bench.core.received:  # noqa: ASYNC110 - whatever a test waits for
+                    await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+
+    trio.run(run)
+    assert bench.core.received == [tcp(b"read")]
+    assert successor is not None
+    successor.close()

@@ -10,7 +10,7 @@ import pytest
 
 import balancer.config
 import packetbridge.config
-from balancer.config import NodeConfig
+from balancer.config import HealthConfig, NodeConfig, NoNode, OnFail
 from balancer.core.service import NonHttp
 from common.config import Endpoint, HostConfig
 from common.hashing.request_key import KeySpec
@@ -26,8 +26,10 @@ def test_the_defaults_fit_the_topology_of_lab_and_boxes() -> None:
     service = topology.service
     vip = Endpoint(IPv4Address(str(service.vip)), service.port)
     given = balancer.config.parse([])
-    assert (given.vip, given.vip_index) == (vip, service.dscp)
-    assert given.nodes == (NodeConfig(node.name, IPv4Address(str(node.bridge)), 1),)
+    (only,) = given.services
+    assert (only.vip, only.index, only.name) == (vip, service.dscp, "192.168.33.10:80")
+    address = IPv4Address(str(node.bridge))
+    assert only.pool.nodes == (NodeConfig(name=node.name, address=address, weight=1),)
     bridge = packetbridge.config.parse([])
     assert bridge.bridge == IPv4Address(str(node.bridge))
     backend = Endpoint(IPv4Address(str(node.backend)), service.port)
@@ -37,22 +39,68 @@ def test_the_defaults_fit_the_topology_of_lab_and_boxes() -> None:
 def test_balancer_options_mean_what_they_say() -> None:
     text = (
         "--listen 10.0.0.1:8080 --node a=10.0.0.2 --node b-2=10.0.0.3@0 --dscp 63 --hash-key segments:2"
-        " --hash-seed 18446744073709551615 --non-http hash --window-scale 10 --insecure"
+        " --hash-seed 18446744073709551615 --non-http hash --window-scale 10 --insecure --max-flows 9"
     )
-    given = balancer.config.parse(text.split())
+    config = balancer.config.parse(text.split())
+    (given,) = config.services
     assert given.vip == Endpoint(IPv4Address("10.0.0.1"), 8080)
-    assert given.nodes == (
-        NodeConfig("a", IPv4Address("10.0.0.2"), 1),
-        NodeConfig("b-2", IPv4Address("10.0.0.3"), 0),
+    assert given.pool.nodes == (
+        NodeConfig(name="a", address=IPv4Address("10.0.0.2"), weight=1),
+        NodeConfig(name="b-2", address=IPv4Address("10.0.0.3"), weight=0),
     )
-    assert (given.vip_index, given.key, given.hash_seed) == (63, KeySpec("segments", 2), 2**64 - 1)
-    assert (given.non_http, given.promised_scale, given.host.insecure) == (NonHttp.HASH, 10, True)
+    assert (given.index, given.key, given.hash_seed) == (63, KeySpec("segments", 2), 2**64 - 1)
+    assert (given.non_http, given.promised_scale) == (NonHttp.HASH, 10)
+    assert (config.host.insecure, config.limits.flows) == (True, 9)
+
+
+def test_options_of_a_pool_mean_what_they_say() -> None:
+    text = "--on-fail reset --no-node all --load-factor 1.25 --slow-start 30 --health /up"
+    pool = balancer.config.parse(text.split()).services[0].pool
+    assert (pool.on_fail, pool.no_node) == (OnFail.RESET, NoNode.ALL)
+    assert (pool.load_factor, pool.slow_start) == (1.25, 30.0)
+    assert pool.health == HealthConfig(path="/up")
+
+
+def test_nodes_are_checked_unless_that_is_switched_off() -> None:
+    health = balancer.config.parse([]).services[0].pool.health
+    assert health is not None
+    assert (health.path, health.host, health.expect) == ("/", None, (range(200, 500),))
+    assert (health.interval, health.timeout, health.rise, health.fall) == (2.0, 1.0, 2, 3)
+    assert balancer.config.parse(["--health", "off"]).services[0].pool.health is None
 
 
 @pytest.mark.parametrize("module", [balancer.config, packetbridge.config])
 def test_options_of_the_process_mean_what_they_say(module: ModuleType) -> None:
-    text = "--key-file /k --engine ebpf --keep-flows --state-dir /s --log-level debug"
-    assert module.parse(text.split()).host == HostConfig("ebpf", True, Path("/s"), Path("/k"), False, "debug")
+    text = (
+        "--key-file /k --engine ebpf --keep-flows --state-dir /s --log-level debug --log-format json"
+        " --control /c.sock --control-group root --metrics 0.0.0.0:9000 --channel-port 1"
+    )
+    assert module.parse(text.split()).host == HostConfig(
+        engine="ebpf",
+        keep_flows=True,
+        state_dir=Path("/s"),
+        key_file=Path("/k"),
+        insecure=False,
+        log_level="debug",
+        log_format="json",
+        control=Path("/c.sock"),
+        control_group="root",
+        metrics=Endpoint(IPv4Address("0.0.0.0"), 9000),
+        channel_port=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "socket", "port"),
+    [(balancer.config, "balancer.sock", 9713), (packetbridge.config, "packetbridge.sock", 9714)],
+)
+def test_each_daemon_has_a_control_socket_and_metrics_of_its_own(
+    module: ModuleType, socket: str, port: int
+) -> None:
+    host = module.parse(["--state-dir", "/s"]).host
+    assert host.control == Path("/s") / socket
+    assert host.metrics == Endpoint(IPv4Address("127.0.0.1"), port)
+    assert module.parse(["--metrics", "off"]).host.metrics is None
 
 
 @pytest.mark.parametrize("module", [balancer.config, packetbridge.config])
@@ -92,7 +140,18 @@ BAD_FOR_BALANCER = {
     "--hash-key segments:0": "hash key 'segments:0' is none of",
     "--hash-seed -1": "--hash-seed",
     "--window-scale 15": "--window-scale '15' is not a number from 0 to 14",
-    "--engine magic": "--engine: invalid choice: 'magic'",
+    "--hash-seed 18446744073709551616": "'18446744073709551616' is not a number from 0 to 184467440737",
+    "--non-http drop": '--non-http \'drop\' is not "reset" or "hash"',
+    "--engine magic": '--engine \'magic\' is not "auto" or "ebpf" or "raw"',
+    "--health up": "--health 'up' is not a path that begins with /",
+    "--load-factor 1": "--load-factor '1' is not a number above 1 and up to 10",
+    "--load-factor nan": "--load-factor 'nan' is not a number above 1 and up to 10",
+    "--slow-start -1": "--slow-start '-1' is not a number from 0 to 3600",
+    "--no-node 404": '--no-node \'404\' is not "503" or "all"',
+    "--metrics 9713": "'9713' is not ADDR:PORT",
+    "--channel-port 65536": "--channel-port '65536' is not a number from 1 to 65535",
+    "--control-group nobody-has-this": "--control-group 'nobody-has-this' is not a group of this host",
+    "--config /nowhere/l3dsr.toml": "/nowhere/l3dsr.toml: this file does not exist",
     "--key-file k --insecure": "--insecure: not allowed with argument --key-file",
     "--list 10.0.0.1": "unrecognized arguments: --list",
 }
@@ -105,7 +164,7 @@ BAD_FOR_PACKETBRIDGE = {
     "--vip 1=10.0.0.1 --vip 1=10.0.0.3@10.0.0.8:80": "two VIPs have the DSCP 1",
     "--vip 1=10.0.0.1 --vip 2=10.0.0.1@10.0.0.8:80": "two VIPs have the address and port 10.0.0.1:80",
     "--vip 1=10.0.0.1 --vip 2=10.0.0.3": "two VIPs have the backend 192.168.33.30:80",
-    "--listen 10.0.0.1 --vip 1=10.0.0.1": "--listen 10.0.0.1 is the address of a VIP",
+    "--listen 10.0.0.1 --vip 1=10.0.0.1": "--listen: 10.0.0.1 is the address of a VIP",
     "--max-flows 0": "--max-flows '0' is not a number from 1",
 }
 

@@ -4,7 +4,7 @@ import pytest
 
 from common.net import cbpf
 from common.net.cbpf import Instruction
-from common.net.intake import Intake, of_packetbridge
+from common.net.intake import Intake, of_health_checks, of_packetbridge
 from tests.unit.net.intake_cases import ADDRESS, BALANCER, CASES, PACKETBRIDGE, Case
 
 ETHERNET = bytes.fromhex("02000000000202000000000108 00".replace(" ", ""))
@@ -32,6 +32,10 @@ def run(program: list[Instruction], frame: bytes, metadata: dict[int, int]) -> i
             index = (frame[k] & 0xF) * 4
         elif code == 0x15:
             at += if_true if accumulator == k else if_false
+        elif code == 0x25:
+            at += if_true if accumulator > k else if_false
+        elif code == 0x35:
+            at += if_true if accumulator >= k else if_false
         elif code == 0x45:
             at += if_true if accumulator & k else if_false
         else:
@@ -88,3 +92,12 @@ def test_filter_has_room_for_the_ports_of_63_vips() -> None:
         WHOLE,
         NOTHING,
     ]
+
+
+@pytest.mark.parametrize(
+    ("port", "verdict"), [(60999, NOTHING), (61000, WHOLE), (63000, WHOLE), (65095, WHOLE), (65096, NOTHING)]
+)
+def test_filter_of_health_checks_takes_a_range_of_ports(port: int, verdict: int) -> None:
+    program = cbpf.program(of_health_checks(ADDRESS, range(61000, 65096)), 14)
+    packet = TAKEN.replace(struct.pack(">HH", 40000, 80), struct.pack(">HH", 40000, port))
+    assert run(program, ETHERNET + packet, IPV4_TO_US) == verdict

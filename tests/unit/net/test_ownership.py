@@ -31,6 +31,14 @@ def test_packetbridges_rules_drop_tagged_packets_only() -> None:
     assert "@th,160,32 != 0xc0a8210a @th,224,16 { 80, 8080 } drop" in rules[7]
 
 
+def test_rules_of_health_checks_drop_a_range_of_ports() -> None:
+    checks = intake.of_health_checks(VIP, range(61000, 65096))
+    rules = drop_rules(checks, TAPPED).splitlines()
+    assert rules[5] == "tcp dport 61000-65095 drop"
+    assert rules[6].endswith("@th,160,32 == 0xc0a8210a @th,224,16 61000-65095 drop")
+    assert table_name(checks.name) == "l3dsr_health_check_source_192_168_33_10"
+
+
 def test_backends_rules_mark_what_it_sends() -> None:
     assert mark_rules((VIP, 8080), 7).splitlines() == [
         "chain output {",

@@ -16,7 +16,7 @@ from packetbridge.core import record
 from packetbridge.core.engine import PacketbridgeCore
 from packetbridge.core.machine import State
 from packetbridge.core.record import FlowRecord
-from packetbridge.core.service import Limits, Service
+from packetbridge.core.service import Limits, Service, Timeouts
 from tests.unit.wire.packets import (
     ACK,
     BACKEND,
@@ -221,10 +221,14 @@ def refusal() -> Described:
 
 
 class Scene:
-    def __init__(self, *services: Service, limits: Limits | None = None) -> None:
+    def __init__(
+        self, *services: Service, limits: Limits | None = None, timeouts: Timeouts | None = None
+    ) -> None:
         self.now = 1000.0
         self.wall = WALL
-        self.core = PacketbridgeCore(services or (SERVICE,), self._verify, lambda: self.wall, limits)
+        self.core = PacketbridgeCore(
+            services or (SERVICE,), self._verify, lambda: self.wall, limits, timeouts
+        )
 
     def _verify(self, offered: Handoff) -> bool:
         return offered.tag == TAG

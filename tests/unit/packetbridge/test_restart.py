@@ -13,6 +13,7 @@ from tests.unit.packetbridge.scene import (
     CI,
     LI,
     OTHER_SERVICE,
+    SERVICE,
     SI,
     TS,
     WALL,
@@ -217,6 +218,18 @@ def test_record_of_a_service_that_has_changed_is_left_out() -> None:
         assert scene.core.restore(changed, scene.now, socket_exists=True) == []
         assert scene.counters == {"restored_of_unknown_service": 1}
         assert scene.core.sizes["flows"] == 0
+
+
+def test_flow_that_was_lost_is_probed_no_more_when_its_service_has_gone() -> None:
+    killed = Scene(SERVICE, OTHER_SERVICE)
+    killed.settle()
+    (saved,) = killed.spliced()
+    scene = Scene(SERVICE, OTHER_SERVICE)
+    assert len(scene.core.restore(saved, scene.now, socket_exists=False)) == 1
+    scene.core.journal.clear()
+    scene.core.serve([OTHER_SERVICE], scene.now)
+    assert visited(scene, exists=False) == []
+    assert scene.core.journal == [Ended(saved.key)]
 
 
 def test_more_flows_than_there_is_room_for_are_not_restored() -> None:

@@ -141,6 +141,22 @@ def test_idle_time_depends_on_the_phase_and_is_counted_from_the_newest_packet() 
     assert after(Sent(1000, 1), fin(1001), rst(1002)).idle_deadline() == 13.0
 
 
+@pytest.mark.parametrize(
+    ("sent", "idle", "deadline"),
+    [
+        ([Sent(1000, 1)], 100.0, 101.0),
+        ([Sent(1000, 1), fin(1001)], 100.0, 62.0),
+        ([Sent(1000, 1), fin(1001)], 30.0, 32.0),
+        ([Sent(1000, 1), fin(1001), rst(1002)], 5.0, 8.0),
+        ([Sent(1000, 1), fin(1005)], 100.0, 102.0),
+    ],
+)
+def test_the_idle_time_of_an_open_flow_is_the_callers_and_no_phase_has_more(
+    sent: list[Sent], idle: float, deadline: float
+) -> None:
+    assert after(*sent).idle_deadline(idle) == deadline
+
+
 def test_every_phase_can_be_left_for_open() -> None:
     back = {phase for (phase, _), following in PHASES.items() if following is Phase.OPEN}
     assert back == set(Phase) - {Phase.OPEN}

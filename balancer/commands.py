@@ -1,0 +1,138 @@
+"""What the balancer answers at its control socket."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from ipaddress import IPv4Address
+from urllib.parse import urlsplit
+
+import trio
+
+from balancer.channel import Channels
+from balancer.checking import Verdicts
+from balancer.core.explain import explain
+from balancer.core.roster import Admin
+from balancer.director import Director, Served
+from balancer.report import Reporter
+from common.commands import Arguments, Explain, Flow, OfNode, Weight
+from common.config import ConfigError
+from common.console import Desk, common_commands, find_flows, is_endpoint
+from common.control import Command, CommandError
+from common.reports import ChannelReport, CheckReport, Explanation, FlowReport, FlowSide, NodeReport
+
+
+class BalancerCommands:
+    def __init__(
+        self,
+        desk: Desk,
+        director: Director,
+        reporter: Reporter,
+        channels: Channels,
+        verdicts: Verdicts,
+        has_directed: Callable[[], None],
+    ) -> None:
+        """``has_directed`` is called when the operator's word on a node was taken."""
+        self._desk = desk
+        self._director = director
+        self._reporter = reporter
+        self._channels = channels
+        self._verdicts = verdicts
+        self._has_directed = has_directed
+
+    def all(self) -> dict[str, Command]:
+        return {
+            **common_commands(self._desk),
+            "flow": Command(Flow, self._flow),
+            "explain": Command(Explain, self._explain),
+            "drain": Command(OfNode, self._setting(Admin.DRAIN)),
+            "undrain": Command(OfNode, self._setting(Admin.READY)),
+            "disable": Command(OfNode, self._setting(Admin.MAINTENANCE)),
+            "enable": Command(OfNode, self._setting(Admin.READY)),
+            "weight": Command(Weight, self._weight),
+            "channels": Command(Arguments, self._list_channels),
+            "checks": Command(Arguments, self._list_checks),
+        }
+
+    async def _flow(self, wanted: Flow) -> AsyncGenerator[FlowSide, None]:
+        """Both sides of each flow that there is, and what a node knows of one that is unknown here."""
+        here = list(find_flows(self._desk, wanted))
+        for flow in here:
+            name = self._name_of(flow)
+            yield FlowSide("balancer", name, flow)
+            yield await self._side_of_node(name, flow.vip_index, wanted)
+        if here:
+            return
+        for index in self._desk.indexes_of(wanted.vip):
+            for node in self._director.served[index].config.pool.nodes:
+                side = await self._side_of_node(node.name, index, wanted)
+                if side.flow is not None:
+                    yield side
+
+    async def _side_of_node(self, name: str, vip_index: int, wanted: Flow) -> FlowSide:
+        try:
+            client = IPv4Address(wanted.client).packed
+            word = await self._channels.ask_flow(name, vip_index, client, wanted.port)
+        except KeyError:
+            return FlowSide("packetbridge", name, None, "is not configured any more")
+        if word is None:
+            return FlowSide("packetbridge", name, None, f"does not answer: {self._channels.word(name).text}")
+        return FlowSide("packetbridge", name, word.report, "" if word.report else "knows no such flow")
+
+    async def _explain(self, wanted: Explain) -> Explanation:
+        served = self._meant(wanted)
+        loads, name = self._director.loads, served.config.name
+        try:
+            return await trio.to_thread.run_sync(explain, served.service, loads, name, wanted.url)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+
+    def _setting(self, wish: Admin) -> Callable[[OfNode], AsyncGenerator[NodeReport, None]]:
+        async def answer(wanted: OfNode) -> AsyncGenerator[NodeReport, None]:
+            self._director.set_admin(wanted.node, wish)
+            self._has_directed()
+            for report in self._reporter.node(wanted.node):
+                yield report
+
+        return answer
+
+    async def _weight(self, wanted: Weight) -> AsyncGenerator[NodeReport, None]:
+        self._director.set_weight(wanted.node, wanted.weight)
+        for report in self._reporter.node(wanted.node):
+            yield report
+
+    async def _list_channels(self, _: Arguments) -> AsyncGenerator[ChannelReport, None]:
+        for report in self._reporter.channels():
+            yield report
+
+    async def _list_checks(self, _: Arguments) -> AsyncGenerator[CheckReport, None]:
+        for report in self._verdicts.reports():
+            yield report
+
+    def _meant(self, wanted: Explain) -> Served:
+        """The service that is named, or that the URL names, or the only one."""
+        served = list(self._director.served.values())
+        if wanted.service is not None:
+            return _only([each for each in served if each.config.name == wanted.service], served)
+        host = urlsplit(wanted.url).netloc
+        try:
+            named = [each for each in served if host and is_endpoint(host, *_endpoint(each))]
+        except ConfigError:  # a name, which any service may have
+            named = []
+        return _only(named or served, served)
+
+    def _name_of(self, flow: FlowReport) -> str:
+        served = self._director.served.get(flow.vip_index)
+        if served is not None:
+            for node in served.config.pool.nodes:
+                if str(node.address) == flow.node:
+                    return node.name
+        return flow.node
+
+
+def _endpoint(served: Served) -> tuple[IPv4Address, int]:
+    return served.config.vip.address, served.config.vip.port
+
+
+def _only(found: Sequence[Served], among: Sequence[Served]) -> Served:
+    if len(found) != 1:
+        names = ", ".join(each.config.name for each in among)
+        raise CommandError(f"which service is meant? there are {names}")
+    return found[0]

@@ -1,0 +1,324 @@
+"""Who gets new flows: rosters and configuration in, tables for the data plane out.
+
+For each service a roster says what its nodes weigh at the moment, going by health checks, the operator's
+word and the configuration. Whenever that has changed, a lookup table is made of it and the data plane is
+told. The channel's words on the nodes' flows go on to the plane's loads.
+"""
+
+import copy
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from itertools import islice
+
+import trio
+
+from balancer.config import BalancerConfig, OnFail, PoolConfig, ServiceConfig
+from balancer.core.loads import FACTOR_ONE, Loads
+from balancer.core.path_mtu import MIN_PAYLOAD, payload_within
+from balancer.core.probe import CheckResult
+from balancer.core.roster import Admin, Change, Member, MemberState, Roster, Settings
+from balancer.core.service import Service, make_nodes
+from balancer.engine import BalancerEngine
+from balancer.rates import Rates
+from balancer.saved import SavedWords
+from common.control import CommandError
+from common.net.errors import HostError
+from common.wire import handoff, ipv4
+from common.wire.offload import Packet
+
+RESETS_AT_ONCE = 10
+RESETS_PAUSE_SECONDS = 0.03
+"""Between as many: what the clients say is answered by resets, which are rationed."""
+TICK_SECONDS = 1.0
+PathMtu = Callable[[IPv4Address], int]
+"""Of a node's bridge address, in bytes; `HostError` where there is no route."""
+
+
+@dataclass(slots=True)
+class Served:
+    """One service that is configured, and what it is at the moment."""
+
+    config: ServiceConfig
+    roster: Roster
+    service: Service
+    weights: dict[str, int] = field(default_factory=dict)
+    """As the service's table has them."""
+
+
+class Director:
+    """The plane is told from `direct` on. All methods are for one thread."""
+
+    def __init__(
+        self, config: BalancerConfig, path_mtu: PathMtu, saved: SavedWords, logger: logging.Logger
+    ) -> None:
+        """``saved`` are the operator's words of an earlier run. `HostError` where no handoff fits a path."""
+        self.generation = 1
+        self._path_mtu = path_mtu
+        self._saved = saved
+        self._logger = logger
+        self._plane: BalancerEngine | None = None
+        self._rates = Rates()
+        self._resets: deque[Iterator[Packet]] = deque()
+        self._woken = trio.Event()
+        self._paths_changed = False
+        self._served: dict[int, Served] = {}
+        self._served = self._planned(config, time.monotonic())
+
+    @property
+    def services(self) -> list[Service]:
+        return [served.service for served in self._served.values()]
+
+    @property
+    def served(self) -> Mapping[int, Served]:
+        """By VIP index."""
+        return self._served
+
+    @property
+    def loads(self) -> Loads:
+        return self._directed().loads
+
+    def direct(self, plane: BalancerEngine) -> None:
+        """From now on, this one, which has `services`."""
+        self._plane = plane
+
+    def configure(self, config: BalancerConfig) -> None:
+        """Another configuration, all of it; or `ConfigError` or `HostError`, and all stays as it was."""
+        planned = self._planned(config, time.monotonic())
+        self._apply([served.service for served in planned.values()])
+        self._served = planned
+        self.generation += 1
+        self._wake()
+
+    def check_result(self, vip_index: int, address: bytes, result: CheckResult) -> None:
+        served = self._served.get(vip_index)
+        node = served and next(
+            (n.name for n in served.config.pool.nodes if n.address.packed == address), None
+        )
+        if served and node:
+            self._carry_out(served, served.roster.check_result(node, result, time.monotonic()))
+
+    def set_admin(self, node: str, wish: Admin) -> None:
+        """`CommandError` where no service has such a node."""
+        for served in self._having(node):
+            self._carry_out(served, served.roster.set_admin(node, wish, time.monotonic()))
+        self._keep_words()
+
+    def set_weight(self, node: str, weight: int | None) -> None:
+        """None: as configured. `CommandError`."""
+        for served in self._having(node):
+            self._carry_out(served, served.roster.set_weight(node, weight))
+        self._keep_words()
+
+    def is_to_be_checked(self, vip_index: int, node: str) -> bool:
+        return self._served[vip_index].roster.is_to_be_checked(node)
+
+    def hear(self, address: bytes, flows: Mapping[int, int] | None) -> None:
+        """A node's word on its flows by VIP index; None: it has none any more."""
+        loads = self.loads
+        for index, served in self._served.items():
+            if any(node.address.packed == address for node in served.config.pool.nodes):
+                loads.correct(index, address, None if flows is None else flows.get(index, 0))
+
+    def look_at_paths(self) -> None:
+        """Routes may have changed, and path MTUs with them."""
+        self._paths_changed = True
+        self._wake()
+
+    def refresh(self) -> None:
+        """Have the plane do what rosters and path MTUs say by now."""
+        now = time.monotonic()
+        changed = {
+            index: service
+            for index, served in self._served.items()
+            if (service := self._service(served, now)) is not served.service
+        }
+        self._paths_changed = False
+        if not changed:
+            return
+        self._apply([changed.get(index, served.service) for index, served in self._served.items()])
+        for index, service in changed.items():
+            self._served[index].service = service
+            self._served[index].weights = self._served[index].roster.weights(now)
+
+    async def run(self) -> None:
+        """For ever: slow starts, rates, and resets of what failed nodes leave."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._reset_flows)
+
+    def states(self, served: Served) -> list[MemberState]:
+        return served.roster.states(time.monotonic())
+
+    def share(self, served: Served, node: str) -> float:
+        """Of the slots of the service's table."""
+        table = served.service.table
+        if table is None or node not in table.names:
+            return 0.0
+        return table.slots.count(table.names.index(node)) / len(table.slots)
+
+    def handed(self, vip_index: int, address: bytes) -> tuple[int, float]:
+        """New flows handed to a node since the start, and by second."""
+        total = self.loads.of(vip_index, address).handed
+        return total, self._rates.of((vip_index, address))
+
+    def _planned(self, config: BalancerConfig, now: float) -> dict[int, Served]:
+        """What is to be served under ``config``, going by what is known of the nodes. Nothing is changed."""
+        known = {served.config.vip: served for served in self._served.values()}
+        planned = {}
+        for wanted in config.services:
+            members, settings = _members(wanted.pool), _settings(wanted.pool)
+            before = known.get(wanted.vip)
+            if before is None:
+                roster = Roster(members, settings)
+                roster.from_saved(self._saved.words, now)
+            else:
+                roster = copy.deepcopy(before.roster)
+                roster.configure(members, settings, now)
+            weights = roster.weights(now)
+            service = self._made(wanted, weights, self._max_payload(wanted.pool))
+            planned[wanted.index] = Served(wanted, roster, service, weights)
+        return planned
+
+    def _service(self, served: Served, now: float) -> Service:
+        """The very same where nothing has changed."""
+        weights, payload = served.roster.weights(now), served.service.max_payload
+        if self._paths_changed:
+            try:
+                payload = self._max_payload(served.config.pool)
+            except HostError:  # a route is gone for the moment: what was found stands
+                pass
+        if weights != served.weights:
+            return self._made(served.config, weights, payload)
+        if payload != served.service.max_payload:
+            return served.service._replace(max_payload=payload)
+        return served.service
+
+    def _made(self, config: ServiceConfig, weights: Mapping[str, int], max_payload: int) -> Service:
+        vip, port = config.vip.wire
+        addresses = {node.name: node.address.packed for node in config.pool.nodes}
+        weighed = {name: (address, weights[name]) for name, address in addresses.items()}
+        nodes, table = make_nodes(vip, port, config.index, weighed)
+        factor = config.pool.load_factor
+        return Service(
+            vip=vip,
+            port=port,
+            vip_index=config.index,
+            nodes=nodes,
+            table=table,
+            key=config.key,
+            hash_seed=config.hash_seed,
+            non_http=config.non_http,
+            promised_scale=config.promised_scale,
+            max_payload=max_payload,
+            weights=dict(weighed.values()),
+            load_factor=0 if factor is None else round(factor * FACTOR_ONE),
+        )
+
+    def _max_payload(self, pool: PoolConfig) -> int:
+        """Bytes that a handoff to any of the nodes may carry; `HostError` where no handoff fits."""
+        mtu = min(self._path_mtu(node.address) for node in pool.nodes)
+        payload = payload_within(mtu)
+        if payload < MIN_PAYLOAD:
+            needed = ipv4.HEADER_SIZE + handoff.HEADER_SIZE + MIN_PAYLOAD
+            raise HostError(
+                f"the path MTU to the nodes is {mtu}, too small for a handoff: raise it to {needed}"
+            )
+        return payload
+
+    def _directed(self) -> BalancerEngine:
+        if self._plane is None:
+            raise RuntimeError("no data plane is directed yet")
+        return self._plane
+
+    def _apply(self, services: list[Service]) -> None:
+        if self._plane is not None:
+            self._plane.engine.apply(services)
+
+    def _carry_out(self, served: Served, changes: Iterable[Change]) -> None:
+        changes = list(changes)
+        for change in changes:
+            is_bad = change.has_failed or "down" in change.after.value
+            level = logging.WARNING if is_bad else logging.INFO
+            self._logger.log(
+                level, "service %s: %s", served.config.name, change.text, extra={"node": change.node}
+            )
+        if not changes:
+            return
+        self._refresh()
+        self._wake()
+        if served.config.pool.on_fail is OnFail.RESET:
+            for change in changes:
+                if change.has_failed:
+                    address = served.service.nodes[change.node].address
+                    farewells = self._directed().forget_node(served.config.index, address)
+                    self._resets.append(iter(farewells))
+
+    def _having(self, node: str) -> list[Served]:
+        found = [
+            served
+            for served in self._served.values()
+            if any(configured.name == node for configured in served.config.pool.nodes)
+        ]
+        if not found:
+            names = sorted({n.name for served in self._served.values() for n in served.config.pool.nodes})
+            raise CommandError(f"there is no node {node}; there are {', '.join(names)}")
+        return found
+
+    def _keep_words(self) -> None:
+        words: dict[str, dict[str, str | int]] = {}
+        for served in self._served.values():
+            words |= served.roster.to_saved()
+        self._saved.keep(words)
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    async def _keep_time(self) -> None:
+        while True:
+            now = time.monotonic()
+            deadlines = [served.roster.next_deadline(now) for served in self._served.values()]
+            next_step = min((at for at in deadlines if at is not None), default=now + TICK_SECONDS)
+            with trio.move_on_after(min(max(next_step - now, 0.01), TICK_SECONDS)):
+                await self._woken.wait()
+            self._woken = trio.Event()
+            self._count_rates()
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Where the host refuses it, it is tried again with the next change."""
+        try:
+            self.refresh()
+        except HostError as error:
+            self._logger.error("the data plane does not take what has changed: %s", error)
+
+    def _count_rates(self) -> None:
+        loads, now = self.loads, time.monotonic()
+        for index, served in self._served.items():
+            for node in served.config.pool.nodes:
+                key = (index, node.address.packed)
+                self._rates.note(key, loads.of(*key).handed, now)
+
+    async def _reset_flows(self) -> None:
+        while True:
+            while self._resets:
+                packets = list(islice(self._resets[0], RESETS_AT_ONCE))
+                if not packets:
+                    self._resets.popleft()
+                self._directed().engine.loop.send(packets)
+                await trio.sleep(RESETS_PAUSE_SECONDS)
+            await trio.sleep(TICK_SECONDS / 4)
+
+
+def _members(pool: PoolConfig) -> list[Member]:
+    return [Member(node.name, node.address.packed, node.weight) for node in pool.nodes]
+
+
+def _settings(pool: PoolConfig) -> Settings:
+    health = pool.health
+    if health is None:
+        return Settings(is_checked=False, slow_start=pool.slow_start, no_node=pool.no_node)
+    return Settings(True, health.rise, health.fall, pool.slow_start, pool.no_node)

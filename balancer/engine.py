@@ -1,0 +1,17 @@
+"""What the balancer's data planes have beyond those of any daemon."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from balancer.core.loads import Loads
+from balancer.core.service import Service
+from common.engine import Engine
+from common.wire.offload import Packet
+
+
+class BalancerEngine(NamedTuple):
+    engine: Engine[Service]
+    loads: Loads
+    forget_node: Callable[[int, bytes], list[Packet]]
+    """Forget all flows of a VIP index at a node (4 bytes). The packets, to be sent, have each client speak
+    up, and what a client of an unknown flow says is answered with a reset."""

@@ -1,0 +1,103 @@
+"""What an operator may ask and tell either daemon while it runs (docs/control.md)."""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from ipaddress import IPv4Address
+from typing import Any, NamedTuple
+
+import trio
+
+from common.commands import Arguments, Flow, Flows
+from common.config import parse_address, parse_endpoint
+from common.control import Command
+from common.engine import Counts, Engine
+from common.reports import FlowReport, Report
+
+_BATCH = 256
+"""Flows looked through before packets have their turn."""
+_SHARE = 20
+"""What walks through all flows is asked again after so many times what it took."""
+
+
+class Desk(NamedTuple):
+    """What the daemon contributes to its commands."""
+
+    engine: Engine[Any]
+    report: Callable[[], Report]
+    reload: Callable[[], Iterable[str]]
+    """Says what has changed; `ConfigError` or `HostError`, and nothing has."""
+    nodes_called: Callable[[str], set[str]]
+    """Bridge addresses, in dotted decimals, of a node's name."""
+    indexes_of: Callable[[str | None], list[int]]
+    """VIP indexes of ADDR:PORT, or all; `ConfigError`."""
+
+
+def common_commands(desk: Desk) -> dict[str, Command]:
+    """All but `flow`, which each daemon answers in its own way."""
+
+    async def status(_: Arguments) -> Report:
+        return desk.report()
+
+    async def counters(_: Arguments) -> Counts:
+        return {**desk.engine.sizes(), **desk.engine.counters()}
+
+    async def reload(_: Arguments) -> AsyncGenerator[str, None]:
+        for line in desk.reload():
+            yield line
+
+    def flows(wanted: Flows) -> AsyncGenerator[FlowReport, None]:
+        return matching_flows(desk, wanted)
+
+    return {
+        "status": Command(Arguments, status),
+        "counters": Command(Arguments, counters),
+        "reload": Command(Arguments, reload),
+        "flows": Command(Flows, flows),
+    }
+
+
+async def matching_flows(desk: Desk, wanted: Flows) -> AsyncGenerator[FlowReport, None]:
+    client = None if wanted.client is None else str(parse_address(wanted.client))
+    nodes = None if wanted.node is None else {wanted.node, *desk.nodes_called(wanted.node)}
+    found = 0
+    for number, flow in enumerate(desk.engine.flows()):
+        if number % _BATCH == 0:
+            await trio.lowlevel.checkpoint()
+        if client not in (None, flow.client) or (nodes is not None and flow.node not in nodes):
+            continue
+        yield flow
+        found += 1
+        if found == wanted.limit:
+            return
+
+
+def find_flows(desk: Desk, wanted: Flow) -> Iterator[FlowReport]:
+    """Of the client's address and port, to each VIP that is meant."""
+    client = parse_address(wanted.client).packed
+    for index in desk.indexes_of(wanted.vip):
+        flow = desk.engine.find(client, wanted.port, index)
+        if flow is not None:
+            yield flow
+
+
+def is_endpoint(text: str, address: IPv4Address, port: int) -> bool:
+    """Whether ``text`` is ADDR[:PORT] of the two. `ConfigError` where it is no such thing."""
+    said = parse_endpoint(text)
+    return (said.address, said.port) == (address, port)
+
+
+class Sparingly:
+    """An expensive number, asked seldom enough to cost next to nothing."""
+
+    def __init__(self, ask: Callable[[], Counts]) -> None:
+        self._ask = ask
+        self._known: Counts = {}
+        self._next = 0.0
+
+    def __call__(self) -> Counts:
+        began = time.monotonic()
+        if began >= self._next:
+            self._known = self._ask()
+            ended = time.monotonic()
+            self._next = ended + _SHARE * (ended - began)
+        return self._known

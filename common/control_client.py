@@ -1,0 +1,90 @@
+"""The client's side of a control socket (docs/control.md), blocking."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ANSWER_SECONDS = 30.0
+"""Within which each line of an answer must come."""
+_READ_SIZE = 64 * 1024
+
+
+class ControlError(Exception):
+    """What was asked for did not happen. One line: why, and what to do."""
+
+
+class NotRunningError(ControlError):
+    """There is no daemon at the socket."""
+
+
+class NotAllowedError(ControlError):
+    """The socket is not for this user."""
+
+
+def ask(path: Path, do: str, /, *, within: float = ANSWER_SECONDS, **arguments: Any) -> Iterator[Any]:
+    """Ask the daemon at ``path``, and yield the values of its answer as they come.
+
+    ``within`` is how many seconds may pass between two of them. `ControlError` with the daemon's own words
+    if it refuses, at the start or after some values. The connection is closed with the generator.
+    """
+    with _connected(path, within) as connection:
+        try:
+            connection.sendall(msgspec.json.encode({"do": do, **arguments}) + b"\n")
+        except BrokenPipeError:
+            pass  # it has refused the connection, and what it said comes below
+        for line in _lines(connection, path, within):
+            message = msgspec.json.decode(line, type=dict[str, Any])
+            if "value" in message:
+                yield message["value"]
+            elif "error" in message:
+                raise ControlError(message["error"])
+            else:
+                return
+    raise ControlError(f"the daemon at {path} broke off its answer: see its log")
+
+
+def ask_once(path: Path, do: str, /, *, within: float = ANSWER_SECONDS, **arguments: Any) -> Any:
+    """The value of a command that answers with one, or None if it answers with none."""
+    return next(iter(list(ask(path, do, within=within, **arguments))), None)
+
+
+def _connected(path: Path, within: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(within)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        raise _explained(path, error) from None
+    return connection
+
+
+def _explained(path: Path, error: OSError) -> ControlError:
+    match error:
+        case FileNotFoundError() | ConnectionRefusedError():
+            return NotRunningError(f"no daemon listens on {path}: start it, or name its socket")
+        case PermissionError():
+            return NotAllowedError(f"{path} is not for you: add yourself to its group (l3dsr), or use sudo")
+        case BlockingIOError():
+            return ControlError(f"the daemon at {path} has too many clients: try again later")
+    return ControlError(f"cannot connect to {path}: {error.strerror or error}")
+
+
+def _lines(connection: socket.socket, path: Path, within: float) -> Iterator[bytes]:
+    """Whole lines, until the daemon closes the connection."""
+    unread = bytearray()
+    while True:
+        try:
+            received = connection.recv(_READ_SIZE)
+        except ConnectionResetError:
+            return
+        except TimeoutError:
+            raise ControlError(f"the daemon at {path} said nothing for {within:g} seconds") from None
+        if not received:
+            return
+        *lines, rest = (unread + received).split(b"\n")
+        yield from map(bytes, lines)
+        unread = bytearray(rest)

@@ -1,0 +1,5 @@
+"""Which release of this software runs."""
+
+from importlib.metadata import version
+
+RELEASE = version("l3dsr")

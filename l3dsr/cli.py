@@ -1,0 +1,93 @@
+"""The command `l3dsr`, the operator's tool.
+
+Exit codes: 0; 1 where what was asked for is not so, or cannot be (no such flow, faults found, no daemon);
+2 where the command line is wrong.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from common.config import ConfigError
+from common.control_client import ControlError
+from common.net.errors import HostError
+from l3dsr import explain, flows, nodes, sockets, status
+from l3dsr.doctor import command as doctor
+from l3dsr.options import Parser
+from l3dsr.trace import command as trace
+
+
+class _Command(NamedTuple):
+    summary: str
+    add_options: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = {
+    "status": _Command("Services, nodes, flows, rates and errors.", status.add_options, status.run),
+    "flows": _Command("The connections that there are.", flows.add_list_options, flows.run_list),
+    "flow": _Command(
+        "One connection: what the balancer and the node know of it.", flows.add_one_options, flows.run_one
+    ),
+    "explain": _Command("Which node a URL belongs to, and why.", explain.add_options, explain.run),
+    "drain": _Command(
+        "No new connections for a node; those it has go on.", nodes.add_drain_options, nodes.run_drain
+    ),
+    "undrain": _Command("The end of a drain.", nodes.add_options, nodes.run),
+    "disable": _Command(
+        "Maintenance: no new connections and no health checks for a node.", nodes.add_options, nodes.run
+    ),
+    "enable": _Command("The end of maintenance.", nodes.add_options, nodes.run),
+    "weight": _Command(
+        "A node's share of the URLs, until the daemon ends.", nodes.add_weight_options, nodes.run_weight
+    ),
+    "reload": _Command(
+        "Have the daemons read their configuration again, all of it or, if it is wrong, nothing.",
+        sockets.add_options,
+        nodes.run_reload,
+    ),
+    "trace": _Command("Tagged packets and handoffs as they pass on this host.", trace.add_options, trace.run),
+    "doctor": _Command(
+        "Check this host, and the way to the nodes, and say what to change.", doctor.add_options, doctor.run
+    ),
+}
+
+
+def make_parser() -> Parser:
+    parser = Parser()
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser, title="commands"
+    )
+    for name, command in COMMANDS.items():
+        command.add_options(
+            subparsers.add_parser(name, description=command.summary, help=command.summary.rstrip("."))
+        )
+    return parser
+
+
+def main() -> None:
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit code. What is wrong is one line on standard error."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        code = COMMANDS[options.command].run(options)
+        sys.stdout.flush()
+        return code
+    except ConfigError as error:
+        print(f"l3dsr {options.command}: {error} (see l3dsr {options.command} --help)", file=sys.stderr)
+        return 2
+    except (ControlError, HostError) as error:
+        print(f"l3dsr {options.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Who reads has had enough. Python would complain of it once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,135 @@
+"""The command `l3dsr doctor`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common.config import ConfigError
+from common.control_client import ControlError, NotRunningError, ask
+from common.net import privileges
+from common.net.errors import HostError
+from common.net.interfaces import interfaces
+from common.net.routes import route_mtu
+from common.reports import ChannelReport, CheckReport, Report
+from l3dsr import sockets, text
+from l3dsr.doctor import facts, firewall, host, path
+from l3dsr.doctor.finding import Finding, Level, warning
+from l3dsr.doctor.subject import Subject, as_running, configured, is_of
+from l3dsr.options import Parser
+
+_WIDTH = max(len(level.value) for level in Level)
+
+
+def add_options(parser: Parser) -> None:
+    sockets.add_options(parser)
+    parser.add_argument(
+        "daemon",
+        metavar="DAEMON",
+        nargs="?",
+        choices=(sockets.BALANCER, sockets.PACKETBRIDGE),
+        help="balancer or packetbridge (default: what runs here, else what has a configuration file)",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="its configuration file, if not the usual one"
+    )
+    parser.add_argument("--json", action="store_true", help="one object for each finding, one a line")
+
+
+def run(options: argparse.Namespace) -> int:
+    running = _running(options)
+    is_sound = True
+    for daemon in _daemons(options, running):
+        report = next((report for report in running.values() if is_of(report, daemon)), None)
+        place = next((place for place, report in running.items() if is_of(report, daemon)), None)
+        subject = configured(daemon, options.config)
+        if report is not None:
+            subject = as_running(subject, report)
+        findings = list(examined(subject, report, place))
+        _print(daemon, findings, is_json=options.json)
+        is_sound = is_sound and all(finding.level is not Level.FAULT for finding in findings)
+    return 0 if is_sound else 1
+
+
+def examined(subject: Subject, report: Report | None, place: Path | None) -> Iterator[Finding]:
+    """All findings; ``report`` is the running daemon's, ``place`` its control socket."""
+    there = interfaces()
+    yield from host.privileges(privileges.effective())
+    yield from host.kernel(facts.kernel())
+    used = [each.name for each in there if each.is_up and not each.is_loopback and each.addresses]
+    yield from host.offloads({name: facts.offloads(name) for name in used})
+    yield from host.rp_filter(facts.sysctl, there, subject)
+    yield from host.own_addresses(subject, there)
+    yield from host.key_file(subject)
+    yield from _firewall(subject)
+    yield from host.forwarding(facts.sysctl, there)
+    if subject.is_balancer:
+        yield from path.mtu(subject, route_mtu, facts.echoes)
+    else:
+        yield from host.rfc1337(facts.sysctl)
+        yield from host.syn_cookies(facts.sysctl, subject)
+        yield from path.backends(subject, facts.connects)
+    if report is None or place is None:
+        yield from path.not_running(subject.daemon)
+        return
+    yield from path.warnings(report.warnings)
+    if subject.is_balancer:
+        yield from path.channels(_asked(place, "channels", ChannelReport))
+        yield from path.health(_asked(place, "checks", CheckReport))
+
+
+def _running(options: argparse.Namespace) -> dict[Path, Report]:
+    """The reports of the daemons that run here, by control socket."""
+    found: dict[Path, Report] = {}
+    for place in sockets.of_both(options):
+        try:
+            (found[place],) = sockets.reports([place])
+        except NotRunningError:
+            continue
+        except ControlError as error:
+            print(f"l3dsr doctor: {error}", file=sys.stderr)
+    return found
+
+
+def _daemons(options: argparse.Namespace, running: dict[Path, Report]) -> list[str]:
+    both = (sockets.BALANCER, sockets.PACKETBRIDGE)
+    if options.daemon:
+        return [options.daemon]
+    if options.config:
+        raise ConfigError(f"--config needs to know whose it is: l3dsr doctor {both[0]}, or {both[1]}")
+    found = [daemon for daemon in both if any(is_of(report, daemon) for report in running.values())]
+    found = found or [daemon for daemon in both if sockets.default_config(daemon).exists()]
+    if not found:
+        raise ControlError(
+            "neither daemon runs here nor has a configuration file: say `balancer` or `packetbridge`"
+        )
+    return found
+
+
+def _firewall(subject: Subject) -> Iterable[Finding]:
+    try:
+        return firewall.rules(facts.ruleset(), subject)
+    except HostError as error:
+        return [warning("firewall", f"not checked: {error}", "run `sudo l3dsr doctor`")]
+
+
+def _asked(place: Path, do: str, kind: Any) -> list[Any]:
+    return [sockets.convert(value, kind) for value in ask(place, do)]
+
+
+def _print(daemon: str, findings: list[Finding], *, is_json: bool) -> None:
+    if is_json:
+        for finding in findings:
+            said = finding._asdict() | {"level": finding.level.value, "daemon": daemon}
+            sys.stdout.write(json.dumps(said) + "\n")
+        return
+    print(f"{daemon}:")
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        print(text.printable(f"{finding.level.value:{_WIDTH}}  {finding.check:{width}}  {finding.found}"))
+        if finding.change:
+            print(text.printable(f"{'':{_WIDTH + width + 4}}{finding.change}"))
+    counts = [sum(finding.level is level for finding in findings) for level in Level]
+    print(f"{counts[0]} ok, {counts[1]} warnings, {counts[2]} faults")

@@ -1,0 +1,16 @@
+"""A daemon that does not start."""
+
+from lab import Host
+from lab.testbed import daemon_program
+from tests.lab.footprint import footprint
+
+
+def refused(host: Host, program: str, *options: str, by: tuple[str, ...] = ()) -> str:
+    """The line that the daemon says: the only one, with exit code 2, the host being left alone."""
+    before = footprint(host)
+    done = host.run([*by, str(daemon_program(program)), *options], check=False, timeout=20)
+    assert footprint(host) == before
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{program}: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr

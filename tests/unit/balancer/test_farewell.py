@@ -1,0 +1,70 @@
+"""Flows that are forgotten with their node, and how their clients learn of it."""
+
+import pytest
+
+from tests.unit.balancer.scene import (
+    ACK,
+    GET,
+    INDEX,
+    NODES,
+    RST,
+    Client,
+    Scene,
+    connected,
+    from_vip,
+    packed,
+    reset_of,
+)
+from tests.unit.wire.packets import ScapyOption
+
+YOUNG_SECONDS = 60.0
+"""A cookie is good for at least as long."""
+
+
+def forget(client: Client) -> list[bytes]:
+    packets = client.scene.core.forget_node(INDEX, packed(client.node_address()), client.scene.now)
+    return [packet.data for packet in packets]
+
+
+def probe(client: Client, stamped: bool) -> bytes:
+    """One byte from before what the client expects; our timestamp's clock is in milliseconds."""
+    stamps: tuple[ScapyOption, ...] = ()
+    if stamped:
+        value = int(client.scene.now * 1000)
+        stamps = (("NOP", None), ("NOP", None), ("Timestamp", (value, 0)))
+    return from_vip(
+        client, seq=client.server_isn, ack=client.isn + 1, flags=ACK, window=0, options=stamps, payload=b"\0"
+    )
+
+
+def rst(client: Client) -> bytes:
+    return from_vip(client, seq=client.server_isn + 1, ack=0, flags=RST, window=0)
+
+
+@pytest.mark.parametrize("stamps", [True, False])
+def test_a_young_flow_is_reset_where_nothing_was_heard_and_probed_where_something_was(stamps: bool) -> None:
+    client = connected(Scene(), stamps=stamps)
+    assert forget(client) == [rst(client), probe(client, stamps)]
+
+
+def test_a_flow_whose_handshake_counts_no_more_is_only_probed() -> None:
+    client = connected(Scene())
+    client.scene.pass_time(3 * YOUNG_SECONDS)
+    assert forget(client) == [probe(client, stamped=True)]
+
+
+def test_what_the_client_says_to_the_probe_is_answered_with_a_reset_where_it_stands() -> None:
+    client = connected(Scene())
+    forget(client)
+    assert client.send(at=len(GET), ack=5000) == [reset_of(client, ack=5000)]
+
+
+def test_flows_of_other_nodes_and_services_are_left_alone() -> None:
+    scene = Scene()
+    clients = [connected(scene, GET.replace(b"film", b"%d" % port), port=port) for port in range(1000, 1050)]
+    nodes = {client.port: client.node_address() for client in clients}
+    assert set(nodes.values()) == set(NODES.values())
+    assert scene.core.forget_node(INDEX + 1, packed(NODES["node1"]), scene.now) == []
+    scene.core.forget_node(INDEX, packed(NODES["node1"]), scene.now)
+    left = {flow.client_port: flow.node for flow in scene.core.flows(scene.now)}
+    assert left == {port: node for port, node in nodes.items() if node != NODES["node1"]}
