@@ -30,6 +30,7 @@ _FIRST_PAUSE = 0.25
 """Of a period, or of the time for a question, until it is asked again; each pause is twice the one before."""
 _BATCH = 64
 _IP_RECVERR = 11
+_IP_MTU = 14
 _MSG_ERRQUEUE = 0x2000
 _ERROR = struct.Struct("=IBBBBII")
 _ERROR_ORIGIN_ICMP = 2
@@ -243,8 +244,11 @@ class _Line:
         pause = self._period * _FIRST_PAUSE
         self._answered = trio.Event()
         tos = self.conversation.begin()
+        self._fill_path(tos)
         while trio.current_time() < end and not self._answered.is_set():
-            self._send(self.conversation.ask_report(time.monotonic(), self._wall()), tos)
+            marked = trio.current_time() + pause < end
+            asked = self.conversation.ask_report(time.monotonic(), self._wall(), marked=marked)
+            self._send(asked, tos if marked else 0)
             with trio.move_on_at(min(trio.current_time() + pause, end)):
                 await self._answered.wait()
             pause *= 2
@@ -300,6 +304,11 @@ class _Line:
             self._socket.sendmsg([data], [(socket.IPPROTO_IP, socket.IP_TOS, struct.pack("=i", tos))])
         except OSError as error:
             self._failed(error.errno or 0)
+
+    def _fill_path(self, tos: int) -> None:
+        if self._socket is not None:
+            path_mtu = self._socket.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+            self._send(self.conversation.filler(path_mtu, self._wall()), tos)
 
     def _failed(self, number: int, offender: bytes = b"") -> None:
         """``offender`` is whose ICMP error it was, 4 bytes or nothing."""

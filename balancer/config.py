@@ -77,6 +77,8 @@ class BalancerConfig:
     """The configuration file, if there is one."""
     warnings: tuple[str, ...] = ()
     """What an operator should know of it, one line each."""
+    is_removal: bool = False
+    """Nothing is to be served: what an earlier run left at work is to be removed."""
 
     @property
     def addresses(self) -> dict[str, IPv4Address]:
@@ -114,6 +116,7 @@ def _load(options: argparse.Namespace) -> BalancerConfig:
         host=host_config(document, keys, "balancer"),
         path=document.path,
         warnings=found.warnings,
+        is_removal=hasattr(options, "remove"),
     )
 
 

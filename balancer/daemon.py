@@ -14,6 +14,7 @@ from balancer.director import Director
 from balancer.ebpf import plane
 from balancer.engine import BalancerEngine
 from balancer.inquiry import inquiry
+from balancer.path_tracer import trace_paths
 from balancer.prober import Prober
 from balancer.report import Reporter
 from balancer.saved import SavedWords
@@ -61,6 +62,13 @@ def run(config: BalancerConfig, again: Callable[[], BalancerConfig], logger: log
         _Daemon(config, again, started, director, keys, outlets, logger).serve(watch)
 
 
+def remove(config: BalancerConfig, logger: logging.Logger) -> None:
+    """Take away what a run that kept its flows, or was killed, has left. `HostError` while one goes on."""
+    host.require_privileges()
+    keys = KeySource(config.host.key_file, is_insecure=True)
+    plane.remove_left(Site(keys, config.host.state_dir, False, logger))
+
+
 class _Daemon:
     """What moves packets, with all that is around it."""
 
@@ -102,13 +110,14 @@ class _Daemon:
             desk, self._director, self._reporter, self._channels, self._verdicts, self._follow_director
         )
         running = Running(
-            reload=lambda: "; ".join(self._reload()),
+            reload=self._reload,
             announce=self._announce,
             complaints=_COMPLAINTS,
             tasks=[
                 self._director.run,
                 self._channels.run,
                 self._prober.run,
+                lambda: trace_paths(self._config.addresses.values),
                 *self._outlets.tasks(commands.all(), self._reporter.report, self._logger),
             ],
         )
@@ -131,7 +140,12 @@ class _Daemon:
         self._logger.setLevel(wanted.host.log_level.upper())
         self._config = wanted
         self._follow_director()
-        return [f"{len(wanted.services)} services, generation {self._director.generation}", *wanted.warnings]
+        said = [
+            f"{_counted(len(wanted.services), 'service')}, generation {self._director.generation}",
+            *wanted.warnings,
+        ]
+        self._logger.info("reloaded: %s", "; ".join(said))
+        return said
 
     def _follow_director(self) -> None:
         """Its nodes, and which of them are to be checked, may have changed."""

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import trio
 
-from balancer.core.hearsay import Failure, Hearsay
+from balancer.core.channel import State
+from balancer.core.hearsay import Failure, Hearsay, Knowledge
 from balancer.core.probe import Check, CheckResult, Probe
 from balancer.probe_ports import find_ports
 from balancer.probe_socket import Pending, ProbeSocket
@@ -29,6 +30,8 @@ from common.wire.handoff import Handoff
 
 _JITTER = 0.1
 _INQUIRY_SECONDS = 2.0
+_SAY_NOTHING = (State.OK, State.UNKNOWN, State.SILENT)
+"""A channel that is in order may have broken a moment ago."""
 _IDLE_SECONDS = 120.0
 """After which an address is given up from which no node is checked any more."""
 
@@ -74,6 +77,10 @@ class Prober:
         self._sockets: dict[IPv4Address, ProbeSocket] = {}
         self._problems: dict[str, str] = {}
         self._asks_from: dict[str, IPv4Address] = {}
+        self._icmp_errors: dict[tuple[int, bytes], str] = {}
+        """The last one about each target, as long as nothing has come back since: routers ration them, and a
+        check that got none of its own is silent for the same reason.
+        """
         self._nursery: trio.Nursery | None = None
 
     def set_targets(self, targets: Iterable[Target]) -> None:
@@ -84,6 +91,7 @@ class Prober:
                 scope.cancel()
         fresh = [key for key, target in wanted.items() if self._targets.get(key) != target]
         self._targets = wanted
+        self._icmp_errors = {key: said for key, said in self._icmp_errors.items() if key in wanted}
         names = {target.node for target in wanted.values()}
         self._problems = {node: text for node, text in self._problems.items() if node in names}
         self._asks_from = {node: source for node, source in self._asks_from.items() if node in names}
@@ -176,6 +184,7 @@ class Prober:
 
     async def _converse(self, target: Target, used: ProbeSocket, pending: Pending) -> None:
         probe, node = pending.probe, target.check.node
+        key = target.check.vip_index, node
         is_reported = False
         used.send(pending, probe.begin(time.monotonic()), node)
         while True:
@@ -183,9 +192,16 @@ class Prober:
                 hearsay = Hearsay()
                 with trio.move_on_after(_INQUIRY_SECONDS):
                     hearsay = await self._inquire(target, used.address.packed, pending.port)
+                is_nothing = hearsay.flow is Knowledge.UNASKED and hearsay.channel in _SAY_NOTHING
+                if is_nothing and (said := self._icmp_errors.get(key)):
+                    hearsay = Hearsay(State.UNREACHABLE, f"{said}; nothing has come back since")
                 used.send(pending, probe.explain(hearsay, time.monotonic()), node)
             if probe.result and not is_reported:
                 is_reported = True
+                if probe.icmp_error:
+                    self._icmp_errors[key] = probe.icmp_error
+                elif probe.result.failure is not Failure.NODE_UNREACHABLE:
+                    self._icmp_errors.pop(key, None)
                 self._report(target, probe.result)
             deadline = probe.next_deadline()
             if deadline is None:

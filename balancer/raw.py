@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 
@@ -18,7 +18,7 @@ from common.daemon import loop_counters
 from common.dataplane import Feed, PacketLoop, wall_clock
 from common.engine import Counts, Engine, Site
 from common.net.intake import of_balancer
-from common.net.interfaces import Interface, interfaces, tap_interfaces
+from common.net.interfaces import interfaces, tap_interfaces
 from common.net.ownership import OwnedTable, drop_rules
 from common.net.taps import Taps, wanted
 from common.net.tun import Tun
@@ -50,6 +50,7 @@ class _RawPlane:
         self, services: Sequence[Service], limits: Limits, timeouts: Timeouts, site: Site, owned: ExitStack
     ) -> None:
         """What it takes from the host it leaves in ``owned``."""
+        self._logger = site.logger
         self._tapped = tap_interfaces(interfaces())
         mac = keyring.make_mac(os.urandom(keyring.KEY_SIZE))
         self.core = BalancerCore(
@@ -63,9 +64,7 @@ class _RawPlane:
         self._given_back: Counters[str] = Counters()
         owned.callback(self._give_back_all)
         for service in services:
-            self._taken[service.endpoint] = _TakenEndpoint(
-                service.endpoint, self._tapped, self.loop, self.core
-            )
+            self._taken[service.endpoint] = _TakenEndpoint(service.endpoint, self.loop, self.core)
         plane.remove_left(site)
         for taken in self._taken.values():
             taken.taps.open(self._tapped)
@@ -83,12 +82,14 @@ class _RawPlane:
             new = {}
             for endpoint in (service.endpoint for service in services):
                 if endpoint not in self._taken:
-                    new[endpoint] = taken = _TakenEndpoint(endpoint, self._tapped, self.loop, self.core)
+                    new[endpoint] = taken = _TakenEndpoint(endpoint, self.loop, self.core)
                     failing.callback(taken.close)
                     taken.taps.open(self._tapped)
             failing.pop_all()
         self._taken |= new
-        self.core.serve(services)
+        forgotten = self.core.serve(services)
+        if forgotten:
+            self._logger.warning("%d flows are forgotten: their services are gone", forgotten)
         for endpoint in self._taken.keys() - {service.endpoint for service in services}:
             self._give_back(endpoint)
 
@@ -99,7 +100,7 @@ class _RawPlane:
             said.append(f"device {self._tun.name} had been changed: it is set up again")
         present = wanted(interfaces(), self._tapped, self._tun.index)
         for taken in self._taken.values():
-            said += taken.follow(present)
+            said += taken.taps.follow(present)
             self._tapped = taken.taps.interfaces
         return list(dict.fromkeys(said))
 
@@ -121,40 +122,18 @@ class _RawPlane:
 class _TakenEndpoint:
     """What the packets to a VIP and port are kept from the kernel with, and taken to the core."""
 
-    def __init__(
-        self, endpoint: Endpoint, tapped: Sequence[Interface], loop: PacketLoop, core: BalancerCore
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, loop: PacketLoop, core: BalancerCore) -> None:
         """Drops them from now on; they reach the core once ``taps`` are opened. `HostError`."""
         vip, port = endpoint
-        self._intake = of_balancer(IPv4Address(vip), port)
-        self._rules = self._rules_for(tapped)
-        self._table = OwnedTable(self._intake.name, self._rules)
+        taken = of_balancer(IPv4Address(vip), port)
+        self._table = OwnedTable(taken.name, drop_rules(taken))
         self.taps = Taps(
-            self._intake,
+            taken,
             lambda tap: loop.add(Feed(tap, core.plan, core.receive, answers_at_once=False)),
             loop.remove,
         )
-
-    def follow(self, tapped: Sequence[Interface]) -> list[str]:
-        """Tap these interfaces and no others. At no time do taps take what the rules let pass."""
-        self._enforce(
-            self._rules_for({each.index: each for each in (*self.taps.interfaces, *tapped)}.values())
-        )
-        said = self.taps.follow(tapped)
-        self._enforce(self._rules_for(self.taps.interfaces))
-        return said
 
     def close(self) -> None:
         """The taps first: what they take, the kernel must not answer."""
         self.taps.close()
         self._table.close()
-
-    def _rules_for(self, tapped: Iterable[Interface]) -> str:
-        """Where nothing is tapped nothing is dropped."""
-        ordered = sorted(tapped, key=lambda interface: interface.index)
-        return drop_rules(self._intake, ordered) if ordered else ""
-
-    def _enforce(self, rules: str) -> None:
-        if rules != self._rules:
-            self._table.replace(rules)
-            self._rules = rules

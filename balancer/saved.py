@@ -23,7 +23,7 @@ class SavedWords:
         self.words: Mapping[str, Any] = {}
         try:
             self.words = msgspec.json.decode(self._path.read_bytes(), type=dict[str, dict[str, str | int]])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, msgspec.MsgspecError) as error:
             logger.warning("%s is passed over, nodes are as configured: %s", self._path, error)

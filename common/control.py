@@ -1,8 +1,8 @@
 """A daemon's control socket: requests and answers as JSON lines over a Unix stream socket (docs/control.md).
 
 Who asks may be broken or hostile: connections are bounded in number, requests in size, and waiting for a
-client in time. An answer is written as it is made, so that a client that reads slowly holds up its own
-command and nothing else.
+client in time. Where there are too many, one that keeps the daemon waiting makes room. An answer is written
+as it is made, so that a client that reads slowly holds up its own command and nothing else.
 
     owned.enter_context(closing(control := ControlSocket(path, group)))
     nursery.start_soon(control.serve, {"status": Command(Arguments, status)}, logger)
@@ -76,7 +76,8 @@ class ControlSocket:
         self._socket = _listen(path, _group_id(group))
         made = path.stat()
         self._file = made.st_dev, made.st_ino
-        self._clients = 0
+        self._held: dict[_Conversation, trio.CancelScope] = {}
+        """The oldest first."""
 
     def close(self) -> None:
         self._socket.close()
@@ -92,20 +93,35 @@ class ControlSocket:
 
         async def serve_client(stream: trio.SocketStream) -> None:
             async with stream:
-                if self._clients >= CLIENTS:
+                if len(self._held) >= CLIENTS and not self._make_room():
                     await _say_last(stream, f"{CLIENTS} clients are connected already: try again later")
                     return
-                self._clients += 1
-                try:
-                    await _Conversation(stream, commands, logger).hold()
-                except _ClientGoneError as error:
-                    logger.debug("control: %s", error)
-                finally:
-                    self._clients -= 1
+                await self._hold(_Conversation(stream, commands, logger), logger)
 
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket.dup()))
         await trio.serve_listeners(serve_client, [listener])
         raise AssertionError("listeners do not end")
+
+    async def _hold(self, conversation: "_Conversation", logger: logging.Logger) -> None:
+        with trio.CancelScope() as scope:
+            self._held[conversation] = scope
+            try:
+                await conversation.hold()
+            except _ClientGoneError as error:
+                logger.debug("control: %s", error)
+            finally:
+                self._held.pop(conversation, None)
+        if scope.cancelled_caught:
+            await conversation.turn_away()
+
+    def _make_room(self) -> bool:
+        """Turn the oldest of the clients away that keep the daemon waiting, if there is one."""
+        for conversation, scope in self._held.items():
+            if not conversation.is_at_work:
+                del self._held[conversation]
+                scope.cancel()
+                return True
+        return False
 
 
 class _Conversation:
@@ -118,6 +134,13 @@ class _Conversation:
         self._commands = commands
         self._logger = logger
         self._unread = bytearray()
+        self.is_at_work = False
+        """It is not the client that is waited for."""
+
+    async def turn_away(self) -> None:
+        await _say_last(
+            self._stream, f"{CLIENTS} clients are connected, and this one keeps the daemon waiting"
+        )
 
     async def hold(self) -> None:
         """Until the client ends it, says nothing, or says what cannot be understood."""
@@ -127,7 +150,9 @@ class _Conversation:
             except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 await _say_last(self._stream, f'not a request such as {{"do": "status"}}: {error}')
                 return
+            self.is_at_work = True
             await self._answer(request)
+            self.is_at_work = False
 
     async def _line(self) -> bytes | None:
         """The next one. None where there is none; the client has been told why."""
@@ -151,33 +176,40 @@ class _Conversation:
         command = self._commands.get(name) if isinstance(name, str) else None
         if command is None:
             known = ", ".join(sorted(self._commands))
-            await _say(self._stream, {"error": f'"do" is {name!r}, must be one of {known}'})
+            await self._tell({"error": f'"do" is {name!r}, must be one of {known}'})
             return
         try:
             arguments = msgspec.convert(request, command.arguments)
         except msgspec.ValidationError as error:
-            await _say(self._stream, {"error": f"{name}: {error}"})
+            await self._tell({"error": f"{name}: {error}"})
             return
         if name in CHANGES:
             self._logger.info("control: %s %s, asked for by user id %d", name, request, self._user())
         try:
             await self._say_values(command.answer(arguments))
-            await _say(self._stream, {"ok": True})
+            await self._tell({"ok": True})
         except (CommandError, ConfigError, HostError) as error:
-            await _say(self._stream, {"error": str(error)})
+            if name in CHANGES:
+                self._logger.error("control: %s is refused, all stays as it was: %s", name, error)
+            await self._tell({"error": str(error)})
         except _ClientGoneError:
             raise
         except Exception:
             self._logger.exception("control: a bug in %s", name)
-            await _say(self._stream, {"error": f"{name} failed by a bug: the daemon's log has the details"})
+            await self._tell({"error": f"{name} failed by a bug: the daemon's log has the details"})
 
     async def _say_values(self, answer: Awaitable[Any] | AsyncGenerator[Any, None]) -> None:
         if isinstance(answer, AsyncGenerator):
             async with aclosing(answer):
                 async for value in answer:
-                    await _say(self._stream, {"value": value})
+                    await self._tell({"value": value})
         else:
-            await _say(self._stream, {"value": await answer})
+            await self._tell({"value": await answer})
+
+    async def _tell(self, message: dict[str, Any]) -> None:
+        self.is_at_work = False
+        await _say(self._stream, message)
+        self.is_at_work = True
 
     def _user(self) -> int:
         """Who connected: their effective user id then."""

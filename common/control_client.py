@@ -1,6 +1,7 @@
 """The client's side of a control socket (docs/control.md), blocking."""
 
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 ANSWER_SECONDS = 30.0
 """Within which each line of an answer must come."""
 _READ_SIZE = 64 * 1024
+_TIMEVAL = struct.Struct("@ll")
 
 
 class ControlError(Exception):
@@ -53,12 +55,16 @@ def ask_once(path: Path, do: str, /, *, within: float = ANSWER_SECONDS, **argume
 
 def _connected(path: Path, within: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(within)
+    # A socket with a timeout of Python's does not wait for room in the backlog (unix(7), EAGAIN).
+    seconds = int(within)
+    waiting = _TIMEVAL.pack(seconds, round((within - seconds) * 1e6))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, waiting)
     try:
         connection.connect(str(path))
     except OSError as error:
         connection.close()
         raise _explained(path, error) from None
+    connection.settimeout(within)
     return connection
 
 

@@ -54,8 +54,8 @@ def run_command(name: str, serve: Callable[[], None]) -> None:
 class Running(NamedTuple):
     """What a daemon does besides moving packets."""
 
-    reload: Callable[[], str]
-    """Take the configuration anew, all of it, and say what has changed; or raise `ConfigError` or `HostError`
+    reload: Callable[[], object]
+    """Take the configuration anew, all of it, and log what has changed; or raise `ConfigError` or `HostError`
     and change nothing."""
     announce: Callable[[], None]
     """Called once signals are heeded."""
@@ -73,7 +73,7 @@ def serve(engine: Engine[Any], running: Running, watch: NetworkWatch, logger: lo
     def reload() -> None:
         notify.reloading()
         try:
-            logger.info("reloaded: %s", running.reload())
+            running.reload()
         except (ConfigError, HostError) as error:
             logger.error("not reloaded, all stays as it was: %s", error)
         notify.ready()

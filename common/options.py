@@ -65,6 +65,9 @@ class Parser(argparse.ArgumentParser):
         self.explain(
             "--check", "no", "say whether file, options and key file are right, and exit", is_flag=True
         )
+        self.explain(
+            "--remove", "no", "take away what a run with --keep-flows left at work, and exit", is_flag=True
+        )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -248,6 +251,7 @@ def restart_only_of_host(old: HostConfig, new: HostConfig) -> list[str]:
         "state_dir",
         "key_file",
         "insecure",
+        "log_format",
         "control",
         "control_group",
         "metrics",

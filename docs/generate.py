@@ -22,6 +22,7 @@ from common.tcp import activity
 from common.wire import channel, handoff
 from docs.keys import key_tables
 from docs.metric_tables import metric_table
+from l3dsr import cli as tool
 from packetbridge import document as packetbridge_document
 from packetbridge import options as packetbridge_options
 from packetbridge.core import machine as packetbridge_machine
@@ -147,6 +148,7 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "packetbridge-states": _packetbridge_states,
     "plane-differences": differences.markdown,
     "roster-states": _roster_states,
+    "tool-commands": lambda: usage(tool.make_parser()),
 }
 
 

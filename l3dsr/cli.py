@@ -41,7 +41,9 @@ COMMANDS = {
     ),
     "enable": _Command("The end of maintenance.", nodes.add_options, nodes.run),
     "weight": _Command(
-        "A node's share of the URLs, until the daemon ends.", nodes.add_weight_options, nodes.run_weight
+        "Another share of the URLs for a node than the configured one.",
+        nodes.add_weight_options,
+        nodes.run_weight,
     ),
     "reload": _Command(
         "Have the daemons read their configuration again, all of it or, if it is wrong, nothing.",

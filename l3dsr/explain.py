@@ -39,8 +39,7 @@ def lines(found: Explanation) -> Iterator[str]:
     if found.text:
         yield f"note      {found.text}"
     for departure in found.departures:
-        if departure.node == found.node:
-            fate = f"this URL would go to {departure.successor or 'no node'}"
-        else:
-            fate = "this URL would stay"
-        yield f"without {departure.node}: {fate}; {text.share(departure.moved)} of all slots would move"
+        is_moved = departure.successor != found.node
+        fate = f"go to {departure.successor or 'no node'}" if is_moved else "stay"
+        moved = f"{text.share(departure.moved)} of all slots would move"
+        yield f"without {departure.node}: this URL would {fate}; {moved}"

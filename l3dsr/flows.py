@@ -43,7 +43,7 @@ def run_list(options: argparse.Namespace) -> int:
                 sys.stdout.write(msgspec.json.encode({"daemon": path.stem, **value}).decode() + "\n")
         else:
             found = [sockets.convert(value, FlowReport) for value in values]
-            print(f"{path.stem}: {len(found):,} {'flow' if len(found) == 1 else 'flows'}")
+            print(f"{path.stem}: {text.counted(len(found), 'flow')}")
             if found:
                 print("\n".join(text.table(_HEADER, [_row(flow) for flow in found], right="AGE,IDLE")))
     return 0

@@ -80,7 +80,7 @@ def run_drain(options: argparse.Namespace) -> int:
     finally:
         progress.end()
     print(
-        f"{options.node}: {text.number(left)} flows are left"
+        f"{options.node}: {text.counted(left, 'flow')} left"
         if left
         else f"{options.node}: the last flow is gone"
     )
@@ -148,9 +148,9 @@ class _Progress:
         if sys.stderr.isatty():
             gone = _BAR_WIDTH * (most - left) // most if most else _BAR_WIDTH
             bar = "#" * gone + "." * (_BAR_WIDTH - gone)
-            print(f"\r[{bar}] {left:,} flows left\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\r[{bar}] {text.counted(left, 'flow')} left\x1b[K", end="", file=sys.stderr, flush=True)
         elif left != self._shown:
-            print(f"{left:,} flows left", file=sys.stderr, flush=True)
+            print(f"{text.counted(left, 'flow')} left", file=sys.stderr, flush=True)
         self._shown = left
 
     def end(self) -> None:

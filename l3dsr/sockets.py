@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from common.config import DEFAULT_CONFIG_DIR, DEFAULT_STATE_DIR
-from common.control_client import ControlError, NotRunningError, ask
+from common.control_client import ANSWER_SECONDS, ControlError, NotRunningError, ask
 from common.reports import BalancerReport, PacketbridgeReport, Report
 from l3dsr.options import Parser
 
@@ -61,15 +61,15 @@ def ask_running(paths: Sequence[Path], do: str, /, **arguments: Any) -> dict[Pat
     return answers
 
 
-def reports(paths: Sequence[Path]) -> list[Report]:
-    answers = ask_running(paths, "status").values()
+def reports(paths: Sequence[Path], within: float = ANSWER_SECONDS) -> list[Report]:
+    answers = ask_running(paths, "status", within=within).values()
     return [convert(value, BalancerReport | PacketbridgeReport) for values in answers for value in values]
 
 
 def convert(value: Any, kind: Any) -> Any:
     """``value`` as it came from a daemon as a ``kind`` of `common.reports`."""
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise ControlError(
             f"the daemon is of another version than this tool: restart it, or update the tool ({error})"

@@ -6,19 +6,14 @@ from collections.abc import Iterator
 
 import msgspec
 
+from common.metrics.errors import errors
 from common.reports import BalancerReport, NodeReport, PacketbridgeReport, Report, ServiceReport
 from l3dsr import sockets, text, watch
 from l3dsr.options import Parser
 
 UP = "up"
-_FAULTY = frozenset(
-    {
-        *("bad", "broken", "bug", "bugs", "drop", "dropped", "drops", "error", "errors", "exhausted", "fail"),
-        *("failed", "failures", "full", "gone", "limited", "lost", "malformed", "place", "refused", "reset"),
-        *("resets", "room", "suppressed", "unknown", "vain"),
-    }
-)
-"""Words in the names of counters that count what went wrong, or was refused."""
+WATCHED_SECONDS = 3.0
+"""How long a live screen waits for a daemon."""
 
 
 def add_options(parser: Parser) -> None:
@@ -31,7 +26,7 @@ def add_options(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     paths = sockets.of_both(options)
     if options.watch:
-        return watch.run(lambda: page(sockets.reports(paths)))
+        return watch.run(lambda: page(sockets.reports(paths, within=WATCHED_SECONDS)))
     found = sockets.reports(paths)
     if options.json:
         for report in found:
@@ -47,11 +42,6 @@ def page(found: list[Report]) -> list[str]:
         lines += [""] if lines else []
         lines += _of_balancer(report) if isinstance(report, BalancerReport) else _of_packetbridge(report)
     return lines
-
-
-def errors(counters: dict[str, int]) -> dict[str, int]:
-    """Those counters that count what went wrong and are not 0."""
-    return {name: count for name, count in counters.items() if count and _FAULTY & set(name.split("_"))}
 
 
 def _of_balancer(report: BalancerReport) -> Iterator[str]:
@@ -121,8 +111,13 @@ def _node(node: NodeReport) -> tuple[str, ...]:
 
 
 def _numbers(report: Report) -> Iterator[str]:
-    for title, numbers in (("remembered", report.sizes), ("errors", errors(report.counters))):
-        said = "  ".join(f"{name} {number:,}" for name, number in sorted(numbers.items()) if number)
-        yield f"{title}: {said or 'none'}"
+    sizes = "  ".join(
+        f"{name.replace('_', ' ')} {size:,}" for name, size in sorted(report.sizes.items()) if size
+    )
+    yield f"remembered: {sizes or 'nothing'}"
+    happened = errors(report)
+    yield "errors: none" if not happened else "errors:"
+    for error in happened:
+        yield f"  {error.count:,} {error.what}" + (f": {error.reason}" if error.reason else "")
     for warning in report.warnings:
         yield text.printable(f"warning: {warning}")

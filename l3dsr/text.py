@@ -37,6 +37,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
+def counted(count: int, what: str) -> str:
+    """With a plural in -s."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 def share(value: float) -> str:
     return f"{value * 100:.1f} %"
 

@@ -77,6 +77,7 @@ def _is_quit(terminal: int, seconds: float) -> bool:
 def _screen(terminal: int) -> Iterator[None]:
     before = termios.tcgetattr(terminal)
     handlers = {number: signal.signal(number, _end) for number in _ENDING}
+    handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     try:
         tty.setcbreak(terminal)
         sys.stdout.write(_ALTERNATE_ON)

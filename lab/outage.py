@@ -82,7 +82,9 @@ class Outage:
         if draining.wait() != 0:
             self._problems.append(f"l3dsr drain {drained} --wait failed")
         self._judge(fetched, drained)
-        self._show_new_homes(drained, self._fetch(self._urls_of(drained)))
+        with step(f"Fetching {drained}'s URLs"):
+            moved = self._fetch(self._urls_of(drained))
+        self._show_new_homes(drained, moved)
         self._lab.tool(self._lab.balancer, "undrain", drained)
 
     def _fetch_others(self, node: str, is_over: Callable[[], bool]) -> list[Fetched]:

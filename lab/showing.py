@@ -13,6 +13,9 @@ from lab.process import Process
 BAR_WIDTH = 40
 COLUMNS = 100
 INDENT = " " * 5
+SIGN_SECONDS = 0.2
+
+_last_sign = 0.0
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -48,7 +51,12 @@ def show_command(host: Host, process: Process) -> None:
 
 
 def sign_of_life() -> None:
-    print(".", end="", flush=True)
+    """A dot, now and then, however often it is called."""
+    global _last_sign  # noqa: PLW0603 - there is one terminal
+    now = time.monotonic()
+    if now - _last_sign >= SIGN_SECONDS:
+        _last_sign = now
+        print(".", end="", flush=True)
 
 
 @contextmanager

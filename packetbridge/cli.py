@@ -9,4 +9,7 @@ def main() -> None:
     """Exit code 0 after SIGTERM or Ctrl-C, 2 if the configuration or the host does not allow to start."""
     settings = config.parse()
     logger = configure_logging("packetbridge", settings.host.log_level, settings.host.log_format)
-    run_command("packetbridge", lambda: daemon.run(settings, config.load, logger))
+    if settings.is_removal:
+        run_command("packetbridge", lambda: daemon.remove(settings, logger))
+    else:
+        run_command("packetbridge", lambda: daemon.run(settings, config.load, logger))

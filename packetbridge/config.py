@@ -39,6 +39,8 @@ class PacketbridgeConfig:
     """The configuration file, if there is one."""
     warnings: tuple[str, ...] = ()
     """What an operator should know of it, one line each."""
+    is_removal: bool = False
+    """Nothing is to be served: what an earlier run left at work is to be removed."""
 
 
 def load(arguments: Sequence[str] | None = None) -> PacketbridgeConfig:
@@ -83,6 +85,7 @@ def _load(options: argparse.Namespace) -> PacketbridgeConfig:
         host=host_config(document, keys, "packetbridge"),
         path=document.path,
         warnings=found.warnings,
+        is_removal=hasattr(options, "remove"),
     )
 
 

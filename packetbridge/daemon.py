@@ -13,6 +13,7 @@ from common.engine import Site
 from common.keyring import KeySource
 from common.net import host, privileges
 from common.net.privileges import Capability
+from common.net.routes import remove_leftovers
 from common.net.watch import NetworkWatch
 from common.outlets import Outlets
 from packetbridge import raw
@@ -22,6 +23,7 @@ from packetbridge.config import PacketbridgeConfig, restart_only
 from packetbridge.core.service import Service
 from packetbridge.ebpf import plane
 from packetbridge.engine import PacketbridgeEngine
+from packetbridge.journal import Journal, path_of
 from packetbridge.report import Reporter
 
 _COMPLAINTS = {
@@ -58,6 +60,19 @@ def run(config: PacketbridgeConfig, again: Callable[[], PacketbridgeConfig], log
             logger=logger,
         )
         _Daemon(config, again, started, keys, outlets, logger).serve(owned, watch)
+
+
+def remove(config: PacketbridgeConfig, logger: logging.Logger) -> None:
+    """Take away what a run that kept its flows, or was killed, has left: all but the journal, for the next.
+
+    `HostError` while one goes on.
+    """
+    host.require_privileges()
+    keys = KeySource(config.host.key_file, is_insecure=True)
+    site = Site(keys, config.host.state_dir, False, logger)
+    with closing(Journal(path_of(site.state_dir, config.bridge), logger)) as journal:
+        plane.remove_left(site, config.bridge, journal)
+    remove_leftovers()
 
 
 class _Daemon:
@@ -102,7 +117,7 @@ class _Daemon:
         )
         outlets = self._outlets.tasks(packetbridge_commands(desk), self._reporter.report, self._logger)
         running = Running(
-            reload=lambda: "; ".join(self._reload()),
+            reload=self._reload,
             announce=self._announce,
             complaints=_COMPLAINTS,
             tasks=[channel.run, *outlets],
@@ -122,7 +137,12 @@ class _Daemon:
         self._logger.setLevel(wanted.host.log_level.upper())
         self._config = self._reporter.config = wanted
         self._reporter.generation += 1
-        return [f"{len(wanted.vips)} VIPs, generation {self._reporter.generation}", *wanted.warnings]
+        said = [
+            f"{len(wanted.vips)} VIP{'s' * (len(wanted.vips) != 1)}, generation {self._reporter.generation}",
+            *wanted.warnings,
+        ]
+        self._logger.info("reloaded: %s", "; ".join(said))
+        return said
 
     def _indexes_of(self, vip: str | None) -> list[int]:
         wanted = None if vip is None else parse_endpoint(vip)

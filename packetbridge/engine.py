@@ -10,4 +10,4 @@ from packetbridge.core.service import Service
 class PacketbridgeEngine(NamedTuple):
     engine: Engine[Service]
     flows_of_vips: Callable[[], dict[int, int]]
-    """By VIP index, how many flows there are, without those that both sides have finished. Cheap."""
+    """By VIP index, how many flows there are, without those that are over. Cheap."""

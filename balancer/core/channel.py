@@ -5,7 +5,8 @@ A period without an answer is a miss; after `MISSES` of them in a row the node's
 says what the last hint was: an ICMP error, a refusal, or silence. Hints can be forged on the way; an answer
 cannot, and takes back all of them.
 
-Each period is marked with the DSCP of another of the node's VIPs, and the node says which one arrived.
+Each period is marked with the DSCP of another of the node's VIPs, and the node says which one arrived. A
+period's last request is not marked: what is then answered, but not before, is a DSCP that does not arrive.
 """
 
 import errno
@@ -22,6 +23,7 @@ from common.wire.errors import WireError
 MISSES = 3
 MAX_FLOW_QUESTIONS = 64
 """Unanswered ones of one node."""
+_IP_AND_UDP_SIZE = 28
 _LOST_PERIODS = 5
 """Without an answer under one DSCP, while there are answers under others."""
 
@@ -142,6 +144,7 @@ class Conversation:
         self._lost = Counters[int]()
         self._hint: _Hint | None = None
         self._reports_asked: dict[int, float] = {}
+        self._unmarked: set[int] = set()
         self._flows_asked: dict[int, float] = {}
 
     def set_indices(self, vip_indices: Sequence[int]) -> None:
@@ -154,13 +157,24 @@ class Conversation:
         """A new period; returns the TOS byte for its requests. What was asked before is given up."""
         self.answered = False
         self._reports_asked.clear()
+        self._unmarked.clear()
         self._turn += 1
         return dscp.with_index(0, self._index)
 
-    def ask_report(self, now: float, wall: float) -> bytes:
+    def ask_report(self, now: float, wall: float, *, marked: bool = True) -> bytes:
+        """To be sent with the period's TOS byte, or, not ``marked``, with 0."""
         nonce = self._draw_nonce()
         self._reports_asked[nonce] = now
+        if not marked:
+            self._unmarked.add(nonce)
         return self._sealed(Kind.ASK_REPORT, b"", nonce, wall)
+
+    def filler(self, path_mtu: int, wall: float) -> bytes:
+        """A datagram that makes an IP packet of ``path_mtu`` bytes. A narrower path is told to this host by
+        the ICMP error of a router, which for a client's packet would go to the client.
+        """
+        size = max(path_mtu - _IP_AND_UDP_SIZE, channel.HEADER_SIZE)
+        return channel.fill(size, time=int(wall), nonce=self._draw_nonce(), node=self.address)
 
     def ask_flow(self, question: FlowQuestion, now: float, wall: float) -> tuple[int, bytes] | None:
         """Nonce and datagram; None: too many questions are open. `forget` ends what is not answered."""
@@ -197,14 +211,13 @@ class Conversation:
             return
         self._counters["channel_misses"] += 1
         self._misses += 1
-        self._lost[self._index] += 1
         if self._misses >= MISSES:
             self._lost.clear()
             state, text, _ = self._current_hint()
             since = self.word.since if state is self.word.state else now
             self.word = self.word._replace(state=state, text=text, since=since)
-        elif self._lost[self._index] >= _LOST_PERIODS:
-            self._see(None)
+        else:
+            self._lose()
 
     @property
     def _index(self) -> int:
@@ -258,8 +271,17 @@ class Conversation:
             round_trip=round_trip,
             clock_offset=report.milliseconds / 1000 - channel.age(message, int(asked_at)) - asked_at % 1,
         )
-        self._lost[self._index] = 0
-        self._see(dscp.index_of(report.tos))
+        if message.nonce in self._unmarked:
+            self._lose()
+        else:
+            self._lost[self._index] = 0
+            self._see(dscp.index_of(report.tos))
+
+    def _lose(self) -> None:
+        """Under the period's DSCP no answer has come, under others it does."""
+        self._lost[self._index] += 1
+        if self._lost[self._index] >= _LOST_PERIODS:
+            self._see(None)
 
     def _see(self, index: int | None) -> None:
         if self._index:
@@ -290,11 +312,15 @@ class Conversation:
         self._hint = _Hint(state, text, self._misses)
 
     def _current_hint(self) -> _Hint:
-        """The last one, if it is not older than `MISSES` periods: hints are lost, too."""
-        if self._hint is None or self._misses - self._hint.misses > MISSES:
+        """The last one, if it is not older than `MISSES` periods: hints are lost, too. Routers ration what
+        they say of unreachable hosts so much that one of that kind holds until something else comes.
+        """
+        hint = self._hint
+        is_old = hint is not None and self._misses - hint.misses > MISSES
+        if hint is None or (is_old and hint.state is not State.UNREACHABLE):
             text = f"no answer from UDP port {self._port}: does a filter drop it, or is the host down?"
             return _Hint(State.SILENT, text, self._misses)
-        return self._hint
+        return hint
 
 
 def _endpoint(endpoint: tuple[bytes, int]) -> str:

@@ -67,10 +67,13 @@ class Connections:
         self.flows.delete(key)
         self.answered.delete(key)
 
-    def forget_service(self, service: Service) -> None:
+    def forget_service(self, service: Service) -> int:
+        """Returns how many of its connections were flows."""
+        flows = len(service.keys_among(self.flows.items()))
         for table in (self.flows, self.verified, self.collecting, self.answered):
             for key in service.keys_among(table.items()):
                 self.forget(key)
+        return flows
 
     def expire(self, now: float) -> list[FlowKey]:
         """Forget what has lived too long. Returns the keys whose preamble was waited for long enough."""

@@ -12,7 +12,7 @@ from balancer.core.choice import Choice
 from balancer.core.classify import Arrival, check_flags, classify
 from balancer.core.connection import Answered, Collecting, Flow
 from balancer.core.connections import Connections
-from balancer.core.farewell import farewell
+from balancer.core.farewell import farewells
 from balancer.core.flow_table import Tables, in_memory
 from balancer.core.handshake import Greeter
 from balancer.core.loads import CountedLoads, Loads
@@ -150,22 +150,25 @@ class BalancerCore:
         """Whether the connection is in none of the tables that `Tables` has, but is the core's alone."""
         return self._connections.state_of(key) in (State.COLLECTING, State.ANSWERED)
 
-    def serve(self, services: Iterable[Service]) -> None:
+    def serve(self, services: Iterable[Service]) -> int:
         """These from now on; `reload.refuse_changes` has not refused them.
 
-        Flows stay on their nodes. Connections of a service that is gone are forgotten.
+        Flows stay on their nodes. Connections of a service that is gone are forgotten; returns how many of
+        them were flows.
         """
         services = list(services)
         staying = {service.endpoint for service in services}
         gone = [service for service in self.services if service.endpoint not in staying]
         self.services.replace(services)
+        forgotten = 0
         for service in gone:
-            self._connections.forget_service(service)
+            forgotten += self._connections.forget_service(service)
             self._greeter.forget_service(service)
             self.loads.forget(service.vip_index)
         for service in services:
             weights = {node.address: service.weights.get(node.address, 0) for node in service.nodes.values()}
             self.loads.configure(service.vip_index, weights, service.load_factor)
+        return forgotten
 
     def forget_node(self, vip_index: int, node: bytes, now: float) -> list[Packet]:
         """Forget all flows of a VIP index at ``node``, a bridge address.
@@ -173,12 +176,14 @@ class BalancerCore:
         What is returned has their clients reset, by what `receive` answers to them.
         """
         service, flows = self.services.of_index(vip_index), self._connections.flows
-        packets: list[Packet] = []
-        for key, flow in flows.items():
-            if flow.node.address == node and service is not None and service.has(key):
-                flows.delete(key)
-                packets += map(segments.emit, farewell(key, flow, now))
-        return packets
+        forgotten = [
+            (key, flow)
+            for key, flow in flows.items()
+            if flow.node.address == node and service is not None and service.has(key)
+        ]
+        for key, _ in forgotten:
+            flows.delete(key)
+        return farewells(forgotten, now)
 
     def flows(self, now: float) -> Iterator[FlowReport]:
         """All flows, while they may change."""

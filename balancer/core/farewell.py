@@ -9,13 +9,27 @@ A client that has heard nothing yet might be quicker than that, send its first p
 another node, as its handshake still counts. It is where a RST can hit at once: behind the balancer's ISN.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from balancer.core.connection import Flow
 from balancer.core.handshake import clock_ticks
+from common.tcp.activity import Phase
+from common.wire import segment as segments
 from common.wire import syncookie, tcp, tcp_options
+from common.wire.offload import Packet
 from common.wire.segment import FlowKey, Segment, key_ports
 from common.wire.tcp_options import Timestamps
+
+_TURNS = {Phase.OPEN: 0, Phase.FIN_AHEAD: 0, Phase.FINISHED: 1}
+
+
+def farewells(flows: Iterable[tuple[FlowKey, Flow]], now: float) -> list[Packet]:
+    """To the clients of ``flows``, those that may still speak first, since they may be sent slowly; none to
+    those that have reset their flow.
+    """
+    waiting = [(key, flow) for key, flow in flows if flow.activity.phase in _TURNS]
+    waiting.sort(key=lambda entry: _TURNS[entry[1].activity.phase])
+    return [segments.emit(segment) for key, flow in waiting for segment in farewell(key, flow, now)]
 
 
 def farewell(key: FlowKey, flow: Flow, now: float) -> Iterator[Segment]:

@@ -92,9 +92,11 @@ class Probe:
         """``source`` is the balancer's own address and port, ``isns`` the client's ISN and the balancer's."""
         self.result: CheckResult | None = None
         self.is_silent = False
-        """Nothing has come in time: `explain` is to be called, with what the node says of it elsewhere."""
+        """Nothing has come of a packetbridge: `explain` is to be called, with what it says elsewhere."""
         self.is_closed = False
         """There is a verdict, and nothing more is awaited."""
+        self.icmp_error = ""
+        """What an ICMP error said that decided, in words."""
         self.check = check
         self._source, self._port = source
         self._isn, self._balancer_isn = isns
@@ -105,6 +107,7 @@ class Probe:
         self._is_taken = False
         self._damaged = 0
         self._was_reset_ahead = False
+        self._said_by_host = ""
 
     # --- what the caller does
 
@@ -144,8 +147,8 @@ class Probe:
         said = {icmp.TIME_EXCEEDED: "the way to it is too long (a loop?)"}.get(error.type, "it is refused")
         if error.type == icmp.UNREACHABLE:
             said = _UNREACHABLE_CODES.get(error.code, said)
-        text = f"{said}, says {IPv4Address(reporter)} (ICMP type {error.type} code {error.code})"
-        return self._fail(Failure.NODE_UNREACHABLE, text, now)
+        self.icmp_error = f"{said}, says {IPv4Address(reporter)} (ICMP type {error.type} code {error.code})"
+        return self._fail(Failure.NODE_UNREACHABLE, self.icmp_error, now)
 
     def not_sent(self, text: str, now: float) -> None:
         """Our own host does not let the packets out."""
@@ -154,8 +157,12 @@ class Probe:
         self.is_closed = True
 
     def explain(self, hearsay: Hearsay, now: float) -> list[Packet]:
-        """The verdict on a silence."""
-        return [] if self.result else self._fail(*explain_silence(hearsay, self._vip), now)
+        """The verdict on a silence, or on an answer that the node's host gave instead of a packetbridge."""
+        if self.result:
+            return []
+        if self._said_by_host:
+            return self._fail(Failure.BRIDGE_SILENT, "; ".join((self._said_by_host, *hearsay.problems)), now)
+        return self._fail(*explain_silence(hearsay, self._vip), now)
 
     def abandon(self) -> list[Packet]:
         """End it, with or without a verdict."""
@@ -193,13 +200,18 @@ class Probe:
 
     def _from_elsewhere(self, segment: Segment, now: float) -> list[Packet]:
         """Whoever acknowledges our SYN or the request knows this check."""
-        if self.result or not segment.flags & tcp.ACK or not self._acknowledges(segment):
+        if self.result or self._said_by_host:
+            return []
+        if not segment.flags & tcp.ACK or not self._acknowledges(segment):
             return []
         source = _endpoint(segment.source, segment.source_port)
         if (segment.source, segment.source_port) == (self.check.node, self.check.vip_port):
             does = "refuses" if segment.flags & tcp.RST else "answers"
-            text = f"the host {source} {does} by itself: no packetbridge takes what is sent to it"
-            return self._fail(Failure.BRIDGE_SILENT, text, now)
+            self._said_by_host = (
+                f"the host {source} {does} by itself: no packetbridge takes what is sent to it"
+            )
+            self.is_silent = True
+            return []
         return self._fail(Failure.NOT_FROM_VIP, f"the answer came from {source}, not from {self._vip}", now)
 
     def _from_reset(self, segment: Segment, now: float) -> list[Packet]:

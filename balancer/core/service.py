@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 from common.hashing.maglev import DEFAULT_SIZE, LookupTable, build
@@ -10,6 +11,8 @@ from common.wire import handoff, rewrite
 from common.wire.rewrite import Rewrite
 from common.wire.segment import FlowKey, key_ports
 
+_KEPT_TABLES = 64
+"""Of 128 KiB each."""
 Endpoint = tuple[bytes, int]
 """VIP, 4 bytes, and port."""
 
@@ -123,8 +126,13 @@ def make_nodes(
 ) -> tuple[dict[str, Node], LookupTable | None]:
     """Nodes and lookup table for name -> (bridge address, weight); a node of weight 0 gets no connections."""
     made = {name: make_node(vip, port, vip_index, name, address) for name, (address, _) in nodes.items()}
-    weights = {name: weight for name, (_, weight) in nodes.items()}
-    return made, build(weights, DEFAULT_SIZE) if any(weights.values()) else None
+    return made, _table(frozenset((name, weight) for name, (_, weight) in nodes.items() if weight))
+
+
+@lru_cache(maxsize=_KEPT_TABLES)
+def _table(weights: frozenset[tuple[str, int]]) -> LookupTable | None:
+    """Services of one pool have one table, and nodes that return the one that they had."""
+    return build(dict(weights), DEFAULT_SIZE) if weights else None
 
 
 def make_node(vip: bytes, port: int, vip_index: int, name: str, address: bytes) -> Node:

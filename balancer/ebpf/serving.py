@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 
 from balancer.core.engine import BalancerCore
-from balancer.core.farewell import farewell
+from balancer.core.farewell import farewells
 from balancer.core.reload import refuse_changes
 from balancer.core.service import Endpoint, Service
 from balancer.ebpf.abi import MAX_NODES
@@ -16,9 +16,8 @@ from balancer.ebpf.services import PublishedServices
 from balancer.ebpf.tables import MapFlowTable, forget_indexes
 from common.bpf.maps import HashMap
 from common.config import ConfigError
-from common.net import intake
-from common.net.ownership import OwnedTable
-from common.wire import segment as segments
+from common.net.intake import of_balancer
+from common.net.ownership import OwnedTable, drop_rules
 from common.wire.offload import Packet
 
 
@@ -39,7 +38,7 @@ class Serving:
         self._logger = logger
         self._services: list[Service] = []
         self._tables: dict[Endpoint, OwnedTable] = {}
-        """Empty ones of nftables: who has a VIP's serves it."""
+        """Of nftables: who has a VIP's serves it, and its programs alone answer there."""
         self._mtu = 0
 
     def apply(self, services: Sequence[Service]) -> None:
@@ -52,11 +51,12 @@ class Serving:
         wanted = {service.endpoint for service in services}
         with ExitStack() as failing, ExitStack() as drafting:
             claimed = {
-                endpoint: failing.enter_context(closing(OwnedTable(_subject(endpoint), "")))
+                endpoint: failing.enter_context(closing(_claim(endpoint)))
                 for endpoint in wanted - self._tables.keys()
             }
             drafts = self._published.draft(services, drafting)
             failing.pop_all()
+            self._tables |= claimed
             self._withdraw_strangers(services)
             self._routes.serve(_addresses(services))
             self._mtu = self._routes.mtu
@@ -66,7 +66,6 @@ class Serving:
                 self._published.publish(draft, self._mtu)
         for endpoint in self._tables.keys() - wanted:
             self._tables.pop(endpoint).close()
-        self._tables |= claimed
 
     def follow_mtu(self) -> None:
         """The path MTU to a node may have changed: larger packets go by the kernel, which tells their client.
@@ -80,8 +79,7 @@ class Serving:
     def forget_node(self, flows: MapFlowTable, vip_index: int, node: bytes) -> list[Packet]:
         """As `BalancerCore.forget_node`, without a look at the flows of other nodes."""
         now = time.monotonic()
-        taken = flows.take_of_node(vip_index, node)
-        return [segments.emit(segment) for key, flow in taken for segment in farewell(key, flow, now)]
+        return farewells(flows.take_of_node(vip_index, node), now)
 
     def close(self) -> None:
         """Others may serve the VIPs."""
@@ -109,9 +107,10 @@ class Serving:
             self._logger.warning("%d flows are forgotten: their services are gone, or others now", flows)
 
 
-def _subject(endpoint: Endpoint) -> str:
+def _claim(endpoint: Endpoint) -> OwnedTable:
     vip, port = endpoint
-    return intake.of_balancer(IPv4Address(vip), port).name
+    taken = of_balancer(IPv4Address(vip), port)
+    return OwnedTable(taken.name, drop_rules(taken))
 
 
 def _addresses(services: Iterable[Service]) -> set[IPv4Address]:

@@ -41,7 +41,9 @@ def mount_unless_mounted(path: Path) -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    if libc.mount(b"bpf", os.fsencode(path), b"bpf", flags, b"mode=0700") < 0:
+    with raised(Capability.SYS_ADMIN):
+        result = libc.mount(b"bpf", os.fsencode(path), b"bpf", flags, b"mode=0700")
+    if result < 0:
         raise BpfError(f"cannot mount a bpf file system at {path}: {os.strerror(ctypes.get_errno())}")
 
 

@@ -89,8 +89,12 @@ def backend_name(backend: Backend) -> str:
     return f"backend {address}:{port}"
 
 
-def drop_rules(intake: Intake, tapped: Iterable[Interface]) -> str:
-    """A chain that drops what taps with ``intake`` take from the ``tapped`` interfaces, nothing else."""
+def drop_rules(intake: Intake, tapped: Iterable[Interface] | None = None) -> str:
+    """A chain that drops what taps with ``intake`` take from the ``tapped`` interfaces, nothing else.
+
+    Where ``tapped`` is None, from all but the loopback interface: where an interface is new, or somebody has
+    detached a program, the kernel would end connections with a RST before they are taken again.
+    """
     ports = _set(intake.ports)
     source = f"{'!=' if intake.tagged else '=='} {int(intake.address):#x}"
     # Offsets in bits from the ICMP header: the quoted IP header starts at 64, TCP's at 224.
@@ -98,9 +102,10 @@ def drop_rules(intake: Intake, tapped: Iterable[Interface]) -> str:
         f"@th,64,8 0x45 @th,112,16 & 0x1fff == 0 @th,136,8 {ipv4.PROTOCOL_TCP}"
         f" @th,160,32 {source} @th,224,16 {ports}"
     )
+    spared = "iif lo" if tapped is None else f"iif != {_set(interface.index for interface in tapped)}"
     rules = [
         f"type filter hook prerouting priority {_DROP_PRIORITY}; policy accept;",
-        f"iif != {_set(interface.index for interface in tapped)} accept",
+        f"{spared} accept",
         f"ip daddr != {intake.address} accept",
         *(["ip dscp 0 accept"] if intake.tagged else []),
         "ip frag-off & 0x1fff != 0 accept",

@@ -21,12 +21,14 @@ from common.net.errors import HostError
 class Capability(IntEnum):
     """linux/capability.h."""
 
+    SETPCAP = 8
+    """Taking from the bounding set."""
     NET_ADMIN = 12
     """Routes, rules, nftables, TUN, attaching to interfaces."""
     NET_RAW = 13
     """Taps, raw sockets."""
     SYS_ADMIN = 21
-    """Unmounting the bpf file system."""
+    """Mounting and unmounting the bpf file system."""
     PERFMON = 38
     """What programs may do that look into kernel memory; the verifier asks for it."""
     BPF = 39
@@ -58,18 +60,17 @@ class _Sets(ctypes.Structure):
 def drop(kept: Iterable[Capability] = WORKING, in_reserve: Iterable[Capability] = ()) -> None:
     """Keep ``kept`` and nothing else; ``in_reserve`` too, to be used within `raised` only. `HostError`.
 
-    What the process does not have it does not get.
+    What the process does not have it does not get. Without `Capability.SETPCAP` the bounding set stays, and
+    `no_new_privs` alone keeps programs from regaining what is in it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     permitted = _permitted(libc)
-    effective = permitted & _mask(kept)
-    allowed = effective | permitted & _mask(in_reserve)
-    for number in range(_HIGHEST + 1):
-        is_bounding = libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) == 1
-        if is_bounding and not allowed >> number & 1:
-            _demand(libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0))
+    in_effect = permitted & _mask(kept)
+    allowed = in_effect | permitted & _mask(in_reserve)
+    if effective() & _mask([Capability.SETPCAP]):
+        _bound(libc, allowed)
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    _set(libc, effective, allowed)
+    _set(libc, in_effect, allowed)
     _demand(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
@@ -89,6 +90,13 @@ def effective() -> int:
     """Bit n is capability n, of the calling thread."""
     low, high = _get(ctypes.CDLL(None, use_errno=True))
     return int(low.effective | high.effective << 32)
+
+
+def _bound(libc: ctypes.CDLL, allowed: int) -> None:
+    for number in range(_HIGHEST + 1):
+        is_bounding = libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) == 1
+        if is_bounding and not allowed >> number & 1:
+            _demand(libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0))
 
 
 def _permitted(libc: ctypes.CDLL) -> int:

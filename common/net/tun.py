@@ -28,8 +28,15 @@ _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 _OFFLOADS = 0x01 | 0x02 | 0x08
 """TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO_ECN."""
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU, _SIOCSIFTXQLEN = 0x8913, 0x8914, 0x8922, 0x8943
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCGIFMTU, _SIOCSIFMTU, _SIOCSIFTXQLEN = (
+    0x8913,
+    0x8914,
+    0x8921,
+    0x8922,
+    0x8943,
+)
 _IFF_UP = 0x1
+_GONE = {errno.ENOENT, errno.ENODEV}
 _NAME_AND_FLAGS = struct.Struct("=16sH22x")
 _NAME_AND_NUMBER = struct.Struct("=16si20x")
 _NO_OFFLOAD = offload.emit(offload.NO_OFFLOAD)
@@ -63,16 +70,25 @@ class Tun:
     def restore(self) -> bool:
         """Set the device up again, and put its settings back. Whether anything had been changed.
 
-        `HostError` where that is not possible. Routes through a device that was down are gone.
+        `HostError` where that is not possible. Routes through a device that was down are gone. That the
+        device itself has been deleted is for whoever reads from it to say.
         """
         try:
             was_changed = _configure(self.name)
-            if not _is_up(self.name):
+            if not _is_set_up(self.name):
                 _set_up(self.name)
+                _configure(self.name)  # a device that was too narrow for IPv6 has got it anew
                 was_changed = True
         except OSError as error:
+            if error.errno in _GONE:
+                return False
             raise HostError(f"cannot set device {self.name} up again: {error}") from error
         return was_changed
+
+    @property
+    def exists(self) -> bool:
+        """False once somebody has deleted the device."""
+        return (self.index, self.name) in socket.if_nameindex()
 
     def fileno(self) -> int:
         return self._fd
@@ -161,9 +177,11 @@ def _set_up(name: str) -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, _NAME_AND_FLAGS.pack(encoded, flags))
 
 
-def _is_up(name: str) -> bool:
+def _is_set_up(name: str) -> bool:
+    encoded = name.encode()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        return bool(_flags(control, name.encode()) & _IFF_UP)
+        answer = fcntl.ioctl(control, _SIOCGIFMTU, _NAME_AND_NUMBER.pack(encoded, 0))
+        return _NAME_AND_NUMBER.unpack(answer)[1] == MTU and bool(_flags(control, encoded) & _IFF_UP)
 
 
 def _flags(control: socket.socket, name: bytes) -> int:

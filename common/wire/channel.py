@@ -53,6 +53,8 @@ class Kind(IntEnum):
     REPORT = 2
     ASK_FLOW = 3
     FLOW = 4
+    FILLER = 5
+    """As long as the path is believed to carry: a router that cannot carry it says so. Nobody reads it."""
     REFUSAL = 15
     """The only one without a tag: a hint, not a statement. Its layout is that of all versions."""
 
@@ -71,7 +73,7 @@ HEADER_LAYOUT = (
     Field(
         "type",
         4,
-        "1: asks for a report; 2: a report; 3: asks for a flow; 4: a flow; 15: a refusal",
+        "1: asks for a report; 2: a report; 3: asks for a flow; 4: a flow; 5: a filler; 15: a refusal",
     ),
     Field("K", 1, "key id: the lowest bit of the last byte of the handoff key that the tag's key is made of"),
     Field("rsv", 7, "0"),
@@ -212,6 +214,12 @@ def seal(kind: Kind, body: bytes, key: Key, *, time: int, nonce: int, node: byte
     return signed + key.mac(signed)
 
 
+def fill(size: int, *, time: int, nonce: int, node: bytes) -> bytes:
+    """A filler of ``size`` bytes, at least those of the header."""
+    header = _HEADER.pack(MAGIC, VERSION << 4 | Kind.FILLER, 0, time % _TIME_MODULUS, nonce, node)
+    return header.ljust(size, b"\0")
+
+
 def refuse(reason: Reason, *, time: int, nonce: int, node: bytes) -> bytes:
     header = _HEADER.pack(MAGIC, VERSION << 4 | Kind.REFUSAL, 0, time % _TIME_MODULUS, nonce, node)
     return header + _REFUSAL.pack(reason)
@@ -219,12 +227,14 @@ def refuse(reason: Reason, *, time: int, nonce: int, node: bytes) -> bytes:
 
 def parse_untrusted(data: bytes) -> Message:
     """`WireError`, among them `UnknownVersionError`, if it is none."""
-    if not REFUSAL_SIZE <= len(data) <= DATAGRAM_SIZE:
+    if len(data) < REFUSAL_SIZE:
         raise WireError("not_a_channel_message")
     magic, type_byte, flags, time, nonce, node = _HEADER.unpack_from(data)
-    if magic != MAGIC:
-        raise WireError("not_a_channel_message")
     version, number = type_byte >> 4, type_byte & 0x0F
+    if magic == MAGIC and number == Kind.FILLER:
+        raise WireError("channel_filler")
+    if magic != MAGIC or len(data) > DATAGRAM_SIZE:
+        raise WireError("not_a_channel_message")
     if number == Kind.REFUSAL:
         return Message(version, Kind.REFUSAL, time, nonce, node, data[HEADER_SIZE:])
     if version != VERSION:

@@ -20,6 +20,8 @@ from l3dsr.doctor.finding import Finding, Level, warning
 from l3dsr.doctor.subject import Subject, as_running, configured, is_of
 from l3dsr.options import Parser
 
+ANSWER_SECONDS = 5.0
+"""A daemon that takes longer to say how it is hangs."""
 _WIDTH = max(len(level.value) for level in Level)
 
 
@@ -39,22 +41,22 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    running = _running(options)
+    answers = _answers(options)
     is_sound = True
-    for daemon in _daemons(options, running):
-        report = next((report for report in running.values() if is_of(report, daemon)), None)
-        place = next((place for place, report in running.items() if is_of(report, daemon)), None)
+    for daemon in _daemons(options, answers):
+        place = next((place for place, answer in answers.items() if _is_from(daemon, place, answer)), None)
+        answer = answers[place] if place else None
         subject = configured(daemon, options.config)
-        if report is not None:
-            subject = as_running(subject, report)
-        findings = list(examined(subject, report, place))
+        if isinstance(answer, Report):
+            subject = as_running(subject, answer)
+        findings = list(examined(subject, answer, place))
         _print(daemon, findings, is_json=options.json)
         is_sound = is_sound and all(finding.level is not Level.FAULT for finding in findings)
     return 0 if is_sound else 1
 
 
-def examined(subject: Subject, report: Report | None, place: Path | None) -> Iterator[Finding]:
-    """All findings; ``report`` is the running daemon's, ``place`` its control socket."""
+def examined(subject: Subject, answer: Report | ControlError | None, place: Path | None) -> Iterator[Finding]:
+    """All findings; ``answer`` is the daemon's if it runs, ``place`` its control socket."""
     there = interfaces()
     yield from host.privileges(privileges.effective())
     yield from host.kernel(facts.kernel())
@@ -71,35 +73,43 @@ def examined(subject: Subject, report: Report | None, place: Path | None) -> Ite
         yield from host.rfc1337(facts.sysctl)
         yield from host.syn_cookies(facts.sysctl, subject)
         yield from path.backends(subject, facts.connects)
-    if report is None or place is None:
+    if answer is None or place is None:
         yield from path.not_running(subject.daemon)
         return
-    yield from path.warnings(report.warnings)
+    if isinstance(answer, ControlError):
+        yield from path.not_answering(answer)
+        return
+    yield from path.warnings(answer.warnings)
     if subject.is_balancer:
         yield from path.channels(_asked(place, "channels", ChannelReport))
         yield from path.health(_asked(place, "checks", CheckReport))
 
 
-def _running(options: argparse.Namespace) -> dict[Path, Report]:
-    """The reports of the daemons that run here, by control socket."""
-    found: dict[Path, Report] = {}
+def _answers(options: argparse.Namespace) -> dict[Path, Report | ControlError]:
+    """What the daemons of this host say of themselves, or what came of asking them, by control socket."""
+    found: dict[Path, Report | ControlError] = {}
     for place in sockets.of_both(options):
         try:
-            (found[place],) = sockets.reports([place])
+            (found[place],) = sockets.reports([place], within=ANSWER_SECONDS)
         except NotRunningError:
             continue
         except ControlError as error:
-            print(f"l3dsr doctor: {error}", file=sys.stderr)
+            found[place] = error
     return found
 
 
-def _daemons(options: argparse.Namespace, running: dict[Path, Report]) -> list[str]:
+def _is_from(daemon: str, place: Path, answer: Report | ControlError) -> bool:
+    """Whose an answer is that tells nothing, its socket's name does."""
+    return place.stem == daemon if isinstance(answer, ControlError) else is_of(answer, daemon)
+
+
+def _daemons(options: argparse.Namespace, answers: dict[Path, Report | ControlError]) -> list[str]:
     both = (sockets.BALANCER, sockets.PACKETBRIDGE)
     if options.daemon:
         return [options.daemon]
     if options.config:
         raise ConfigError(f"--config needs to know whose it is: l3dsr doctor {both[0]}, or {both[1]}")
-    found = [daemon for daemon in both if any(is_of(report, daemon) for report in running.values())]
+    found = [daemon for daemon in both if any(_is_from(daemon, *answer) for answer in answers.items())]
     found = found or [daemon for daemon in both if sockets.default_config(daemon).exists()]
     if not found:
         raise ControlError(
@@ -110,7 +120,7 @@ def _daemons(options: argparse.Namespace, running: dict[Path, Report]) -> list[s
 
 def _firewall(subject: Subject) -> Iterable[Finding]:
     try:
-        return firewall.rules(facts.ruleset(), subject)
+        return firewall.rules(*facts.ruleset(left_out=firewall.OURS), subject)
     except HostError as error:
         return [warning("firewall", f"not checked: {error}", "run `sudo l3dsr doctor`")]
 
@@ -132,4 +142,4 @@ def _print(daemon: str, findings: list[Finding], *, is_json: bool) -> None:
         if finding.change:
             print(text.printable(f"{'':{_WIDTH + width + 4}}{finding.change}"))
     counts = [sum(finding.level is level for finding in findings) for level in Level]
-    print(f"{counts[0]} ok, {counts[1]} warnings, {counts[2]} faults")
+    print(f"{counts[0]} ok, {text.counted(counts[1], 'warning')}, {text.counted(counts[2], 'fault')}")

@@ -17,7 +17,9 @@ Json = Mapping[str, Any]
 _CHECK = "firewall"
 _PASSED = frozenset(("prerouting", "forward", "postrouting"))
 _FAMILIES = frozenset(("ip", "inet"))
-_OURS = "l3dsr_"
+OURS = "l3dsr_"
+"""How the names of the daemons' own tables begin."""
+_TUN_NAMES = "l3dsr*"
 _VERDICTS = ("drop", "reject")
 
 
@@ -44,21 +46,56 @@ class _Rule(NamedTuple):
         )
 
 
-def rules(ruleset: Iterable[Json], subject: Subject) -> Iterator[Finding]:
-    objects = list(ruleset)
-    findings = [*_policies(objects, subject), *_dropping(objects, subject)]
+def rules(ruleset: Iterable[Json], unread: Iterable[str], subject: Subject) -> Iterator[Finding]:
+    """``unread`` names tables whose rules are not in ``ruleset``."""
+    objects, exempt = _met(ruleset)
+    findings = [*_policies(objects, exempt, subject), *_dropping(objects, subject)]
+    for table in unread:
+        change = f"look at `nft list table {table}`: it must drop neither INVALID nor ours on its way"
+        findings.append(warning(_CHECK, f"table {table} belongs to a program and is not read here", change))
     return or_ok(findings, _CHECK, "no rule of nftables that is known to do harm")
 
 
-def _policies(objects: list[Json], subject: Subject) -> Iterator[Finding]:
+def _met(ruleset: Iterable[Json]) -> tuple[list[Json], set[_Chain]]:
+    """What packets from the daemons' TUN devices meet, and the chains that have a rule to accept them.
+
+    Rules behind such a one are left out.
+    """
+    objects: list[Json] = []
+    exempt: set[_Chain] = set()
+    for item in ruleset:
+        rule = item.get("rule")
+        if rule is not None:
+            chain = _chain_of(rule)
+            if chain in exempt:
+                continue
+            if _accepts_tun(list(rule.get("expr", []))):
+                exempt.add(chain)
+        objects.append(item)
+    return objects, exempt
+
+
+def _accepts_tun(expressions: list[Json]) -> bool:
+    """Whether it does that and nothing else."""
+    if not expressions or "accept" not in expressions[-1]:
+        return False
+    matches = [expression["match"] for expression in expressions if "match" in expression]
+    return [(match.get("left"), match.get("right")) for match in matches] == [
+        ({"meta": {"key": "iifname"}}, _TUN_NAMES)
+    ]
+
+
+def _policies(objects: list[Json], exempt: set[_Chain], subject: Subject) -> Iterator[Finding]:
     for item in objects:
         chain = item.get("chain", {})
         if chain.get("policy") == "drop" and chain.get("hook") == "forward" and _counts(chain):
             name = _Chain(chain["family"], chain["table"], chain["name"])
+            if name in exempt:
+                continue
             yield _by_engine(subject)(
                 _CHECK,
                 f"{name} drops what no rule accepts, and what the daemon sends is forwarded",
-                f'run `nft insert rule {name.family} {name.table} {name.name} iifname "l3dsr*" accept`',
+                _accept(name),
             )
 
 
@@ -93,8 +130,12 @@ def _exempt(rule: _Rule) -> str:
     """Interfaces are unknown to postrouting, so there the rule has to go."""
     if "postrouting" in rule.hooks:
         return f"run `{rule.command}`"
-    chain = rule.chain
-    return f'run `nft insert rule {chain.family} {chain.table} {chain.name} iifname "l3dsr*" accept`'
+    return _accept(rule.chain)
+
+
+def _accept(chain: _Chain) -> str:
+    rule = f'iifname "{_TUN_NAMES}" accept'
+    return f"run `nft insert rule {chain.family} {chain.table} {chain.name} {rule}`"
 
 
 def _meets_adoption(rule: _Rule, subject: Subject) -> bool:
@@ -201,7 +242,7 @@ def _drops(expressions: list[Json]) -> bool:
 
 
 def _counts(item: Json) -> bool:
-    return item.get("family") in _FAMILIES and not str(item.get("table", "")).startswith(_OURS)
+    return item.get("family") in _FAMILIES and not str(item.get("table", "")).startswith(OURS)
 
 
 def _chain_of(rule: Json) -> _Chain:

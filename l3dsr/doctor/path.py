@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 
 from common.config import Endpoint
+from common.control_client import ControlError, NotAllowedError
 from common.net.errors import HostError
 from common.reports import ChannelReport, CheckReport
 from common.wire import handoff, ipv4
@@ -18,7 +19,7 @@ HANDOFF_SIZE = ipv4.HEADER_SIZE + handoff.HEADER_SIZE + handoff.MAX_PAYLOAD
 """Bytes of the largest one, IP header included."""
 _SMALL_ECHO = 84
 _MAX_CLOCK_OFFSET, _SUSPICIOUS_CLOCK_OFFSET = float(handoff.MAX_AGE_SECONDS), 5.0
-_OK = "ok"
+_OK, _UNDECIDED, _TIME_REFUSED = "ok", "unknown", "time refused"
 _CURES = {
     "node_unreachable": "see that the node is up and that this host has a route to its bridge address",
     "bridge_silent": "start the packetbridge on the node, and let TCP to its bridge address pass",
@@ -38,6 +39,14 @@ def not_running(daemon: str) -> Iterator[Finding]:
         f"not checked: no {daemon} answers on this host",
         f"start {daemon} and run `l3dsr doctor` again",
     )
+
+
+def not_answering(error: ControlError) -> Iterator[Finding]:
+    """What came of asking a daemon that is there."""
+    if isinstance(error, NotAllowedError):
+        yield warning("path", f"not checked: {error}", "run `sudo l3dsr doctor`")
+    else:
+        yield fault("daemon", str(error), "see the daemon's log, and restart it")
 
 
 def mtu(
@@ -80,7 +89,9 @@ def _echoed(
 
 def channels(found: Iterable[ChannelReport]) -> Iterator[Finding]:
     for channel in found:
-        if channel.state != _OK:
+        if channel.state == _UNDECIDED:
+            yield warning("channel", f"{channel.node}: no answer yet", "wait a few seconds and run it again")
+        elif channel.state != _OK:
             yield fault("channel", f"{channel.node}: {channel.text}", _channel_cure(channel))
         else:
             yield ok("channel", f"{channel.node}: packetbridge {channel.version} answers")
@@ -91,8 +102,8 @@ def channels(found: Iterable[ChannelReport]) -> Iterator[Finding]:
 
 
 def _channel_cure(channel: ChannelReport) -> str:
-    """``state`` is one of the channel's own, in lower case."""
-    state = channel.state.lower()
+    """``state`` is one of the channel's own (docs/channel.md)."""
+    state = channel.state
     if "tag" in state:
         return "put the same key file on both (mode 0600), then reload both"
     if "time" in state:
@@ -105,8 +116,16 @@ def _channel_cure(channel: ChannelReport) -> str:
 
 
 def _clock(channel: ChannelReport) -> Iterator[Finding]:
+    """An offset that was measured before the channel broke tells nothing of now."""
     offset = channel.clock_offset
-    if offset is None:
+    if channel.state == _TIME_REFUSED:
+        limit = text.duration(_MAX_CLOCK_OFFSET)
+        yield fault(
+            "clock",
+            f"{channel.node}: its clock is over {limit} off: handoffs are refused",
+            "set both clocks (NTP)",
+        )
+    if offset is None or channel.state != _OK:
         return
     said = f"{channel.node}: its clock is {text.duration(abs(offset))} {'ahead' if offset > 0 else 'behind'}"
     if abs(offset) > _MAX_CLOCK_OFFSET:
@@ -132,7 +151,7 @@ def _dscp(channel: ChannelReport) -> Iterator[Finding]:
             )
     kept = [str(sent) for sent, seen in sorted(channel.dscp_seen.items()) if sent == seen]
     if kept:
-        yield ok("dscp", f"{channel.node}: {', '.join(kept)} arrive unchanged")
+        yield ok("dscp", f"{channel.node}: DSCP {', '.join(kept)} unchanged on the way")
 
 
 def health(found: Iterable[CheckReport]) -> Iterator[Finding]:

@@ -30,6 +30,8 @@ class Subject(NamedTuple):
     """None where it is said to do without."""
     adopt: bool
     """Of a packetbridge: whether listeners adopt connections, where engine and kernel can do that."""
+    file: Path | None = None
+    """The configuration file that this comes from."""
     engine: str = ""
     """raw or ebpf; empty as long as the daemon does not run."""
 
@@ -78,6 +80,7 @@ def _of_balancer(config: balancer.config.BalancerConfig) -> Subject:
         nodes={node.name: node.address for service in config.services for node in service.pool.nodes},
         key_file=None if config.host.insecure else config.host.key_file,
         adopt=False,
+        file=config.path,
     )
 
 
@@ -89,4 +92,5 @@ def _of_packetbridge(config: packetbridge.config.PacketbridgeConfig) -> Subject:
         nodes={},
         key_file=None if config.host.insecure else config.host.key_file,
         adopt=config.adopt,
+        file=config.path,
     )

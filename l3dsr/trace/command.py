@@ -13,7 +13,7 @@ from common.config import parse_number
 from common.control_client import ControlError
 from common.net.errors import HostError
 from common.wire import tcp
-from l3dsr import sockets
+from l3dsr import sockets, text
 from l3dsr.options import Parser
 from l3dsr.trace import choice, legs, lines, scope
 from l3dsr.trace.choice import Chooser
@@ -56,16 +56,17 @@ def run(options: argparse.Namespace) -> int:
     served = choice.widened(served, wanted)
     addresses = {*served.addresses(), *((wanted.client,) if wanted.client else ())}
     with ExitStack() as owned:
-        passage = owned.enter_context(closing(Passage(sorted(addresses))))
+        is_stopped = owned.enter_context(_signals())
         show = (
             _to_file(options.file, owned)
             if options.file
             else _to_screen(SeqDeltas(lambda c: legs.ask_daemons(paths, c)))
         )
-        is_stopped = owned.enter_context(_signals())
+        passage = owned.enter_context(closing(Passage(sorted(addresses))))
         shown = _show(passage, Chooser(wanted), served, show, count, seconds, is_stopped)
         passage.count_lost()
-        print(f"{shown} packets shown, {passage.lost} lost, {passage.unreadable} unreadable", file=sys.stderr)
+        packets = text.counted(shown, "packet")
+        print(f"{packets} shown, {passage.lost} lost, {passage.unreadable} unreadable", file=sys.stderr)
     return 0
 
 
@@ -112,7 +113,8 @@ def _to_screen(seq_deltas: SeqDeltas) -> Callable[[_Shown], None]:
         connection = scope.connection_of(segment, shown.leg)
         both: Both | None = None
         if segment.flags & tcp.SYN:
-            seq_deltas.forget(connection)
+            if not shown.leg.is_to_client:
+                seq_deltas.begin(connection, segment.seq)
         elif (seq_delta := seq_deltas.of(connection)) is not None:
             both = legs.both(segment, shown.leg, seq_delta)
         carried = scope.handoff_in(segment) if shown.is_handoff else None

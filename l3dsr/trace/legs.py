@@ -59,6 +59,7 @@ class SeqDeltas:
         self._ask = ask
         self._clock = clock
         self._known: OrderedDict[Connection, tuple[float, int | None]] = OrderedDict()
+        self._begun: OrderedDict[Connection, int] = OrderedDict()
         self._silent_until = float("-inf")
         self._next_question = float("-inf")
 
@@ -68,7 +69,7 @@ class SeqDeltas:
         asked, seq_delta = self._known.get(connection, (float("-inf"), None))
         if seq_delta is not None or now < max(asked + RETRY_SECONDS, self._silent_until, self._next_question):
             return seq_delta
-        self._next_question = now + 1 / QUESTIONS_PER_SECOND
+        self._next_question = max(self._next_question, now - 1) + 1 / QUESTIONS_PER_SECOND
         try:
             seq_delta = self._ask(connection)
         except ControlError:
@@ -79,9 +80,14 @@ class SeqDeltas:
             self._known.popitem(last=False)
         return seq_delta
 
-    def forget(self, connection: Connection) -> None:
-        """Its addresses and ports begin a new connection."""
-        self._known.pop(connection, None)
+    def begin(self, connection: Connection, isn: int) -> None:
+        """A SYN or a handoff was seen; with another ISN than before it begins a new connection."""
+        if self._begun.get(connection, isn) != isn:
+            self._known.pop(connection, None)
+        self._begun[connection] = isn
+        self._begun.move_to_end(connection)
+        if len(self._begun) > MAX_CONNECTIONS:
+            self._begun.popitem(last=False)
 
 
 def ask_daemons(paths: Sequence[Path], connection: Connection) -> int | None:

@@ -97,12 +97,14 @@ class PacketbridgeCore:
     def counts(self) -> Counters[str]:
         """All `counters`."""
         by_plan = {"bytes_to_backends": self.bytes_to_backends, "bytes_to_clients": self.bytes_to_clients}
-        return self.counters + Counters(by_plan)
+        counts = Counters(self.counters)
+        counts.update(by_plan)
+        return counts
 
     # --- what is served
 
     def serve(self, services: Sequence[Service], now: float) -> int:
-        """Serve these from now on. Flows of all others are forgotten; returns how many had not finished.
+        """Serve these from now on. Flows of all others are forgotten; returns how many were not over.
 
         Raises ValueError as the constructor; then nothing was changed.
         """
@@ -117,7 +119,7 @@ class PacketbridgeCore:
         return open_before - sum(self._flows.open_of_vips)
 
     def flows_of_vips(self) -> dict[int, int]:
-        """By VIP index, how many flows there are that not both sides have finished."""
+        """By VIP index, how many flows there are that are not over."""
         return {index: self._flows.open_of_vips[index] for index in self._services}
 
     def flows(self, now: float) -> Iterator[FlowReport]:
@@ -384,7 +386,7 @@ class PacketbridgeCore:
             self._bury(before, now)
         if state in _SPLICED and (before is None or before.state is State.OPENING):
             self.journal.append(Opened(record.of(flow)))
-        self._flows.note_whether_closed(flow)
+        self._flows.note_phases(flow)
         deadline = now + QUESTION_SECONDS if step.is_question else flow.idle_deadline(self._timeouts)
         self._set_idle(flow, deadline, now)
 

@@ -118,6 +118,11 @@ class Flow(NamedTuple):
         """Whether both sides have finished."""
         return self.client.phase is Phase.FINISHED and self.backend.phase is Phase.FINISHED
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come: both sides have finished, or one has reset the connection."""
+        return self.is_closed or Phase.RESET in (self.client.phase, self.backend.phase)
+
     def idle_deadline(self, timeouts: Timeouts) -> float:
         if self.state is State.OPENING:
             return self.client.seen + OPENING_IDLE_SECONDS

@@ -20,8 +20,9 @@ class Flows:
         ]
         self._by_backend: DictTable[FlowKey, Flow] = DictTable(capacity)
         self._closed: OrderedDict[FlowKey, None] = OrderedDict()
+        self._over: set[FlowKey] = set()
         self.open_of_vips = [0] * (dscp.MAX_INDEX + 1)
-        """By VIP index, how many flows there are that not both sides have finished."""
+        """By VIP index, how many flows there are that are not over."""
         self.waiting_bytes = 0
         self.of_client = [table.get for table in self._by_client]
         """For each DSCP: the flow of a key, client to bridge, or None."""
@@ -48,21 +49,26 @@ class Flows:
     def remove(self, flow: Flow) -> None:
         self._by_backend.delete(flow.key)
         self._by_client[flow.service.vip_index].delete(flow.service.client_key(flow.key))
-        if flow.key in self._closed:
-            del self._closed[flow.key]
+        self._closed.pop(flow.key, None)
+        if flow.key in self._over:
+            self._over.remove(flow.key)
         else:
             self.open_of_vips[flow.service.vip_index] -= 1
         self.waiting_bytes -= flow.waiting_bytes
 
-    def note_whether_closed(self, flow: Flow) -> None:
+    def note_phases(self, flow: Flow) -> None:
         """Call after the flow's activity has changed."""
-        if flow.is_closed == (flow.key in self._closed):
-            return
         if flow.is_closed:
-            self._closed[flow.key] = None
+            self._closed.setdefault(flow.key)
+        else:
+            self._closed.pop(flow.key, None)
+        if flow.is_over == (flow.key in self._over):
+            return
+        if flow.is_over:
+            self._over.add(flow.key)
             self.open_of_vips[flow.service.vip_index] -= 1
         else:
-            del self._closed[flow.key]
+            self._over.remove(flow.key)
             self.open_of_vips[flow.service.vip_index] += 1
 
     def longest_closed(self) -> Flow | None:

@@ -115,8 +115,8 @@ class OpenFlows(NamedTuple):
     """Value of map `open_flows`, an array whose index is the VIP's."""
 
     open: S64
-    """Flows that not both sides have finished. The programs count as they go, each sweep corrects it; for a
-    moment it may be below 0."""
+    """Flows that are not over. The programs count as they go, each sweep corrects it; for a moment it may be
+    below 0."""
     swept: U64
     """What the sweep that is running has counted so far."""
 

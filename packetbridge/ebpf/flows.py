@@ -55,7 +55,7 @@ class MapFlows:
     def bury_all(self, vip_indexes: Container[int], now: float) -> int:
         """The flows of these VIPs, but for those that open: the next sweeps forget them with their payload.
 
-        Returns how many there were that not both sides had finished.
+        Returns how many there were that were not over.
         """
         unfinished = 0
         for key, row in self.rows():
@@ -63,7 +63,7 @@ class MapFlows:
                 continue
             if self._flows.delete(key):
                 self.leave_tombstone(key, row.client_isn, row.balancer_isn, now)
-                unfinished += not is_closed(row)
+                unfinished += not is_over(row)
         return unfinished
 
     def leave_tombstone(self, key: bytes, client_isn: int, balancer_isn: int, now: float) -> None:
@@ -80,8 +80,8 @@ class MapFlows:
         return ((key, FLOW.unpack(data)) for key, data in self._flows.items())
 
     def open_of_vip(self, vip_index: int) -> int:
-        """How many of its flows not both sides have finished. Walks through the whole map."""
-        return sum(index_of(key) == vip_index and not is_closed(row) for key, row in self.rows())
+        """How many of its flows are not over. Walks through the whole map."""
+        return sum(index_of(key) == vip_index and not is_over(row) for key, row in self.rows())
 
     def row(self, key: bytes) -> FlowRow | None:
         data = self._flows.lookup(key)
@@ -91,6 +91,11 @@ class MapFlows:
 def is_closed(row: FlowRow) -> bool:
     """Whether both sides have finished."""
     return row.client.phase == row.backend.phase == PhaseNumber.FINISHED
+
+
+def is_over(row: FlowRow) -> bool:
+    """Whether nothing more is to come: both sides have finished, or one has reset the connection."""
+    return is_closed(row) or PhaseNumber.RESET in (row.client.phase, row.backend.phase)
 
 
 def reports(

@@ -175,8 +175,9 @@ class _EbpfPlane:
             self._logger.warning("flows of VIPs that are gone are forgotten: %d", ended)
 
     def counters(self) -> Counts:
-        programs = read_counts(self._counters, abi.Counter)
-        return {**(self._passed_up.counters + programs), **loop_counters(self.loop, self._tun, ())}
+        counts = read_counts(self._counters, abi.Counter)
+        counts.update(self._passed_up.counters)
+        return {**counts, **loop_counters(self.loop, self._tun, ())}
 
     def sizes(self) -> Counts:
         return {
@@ -224,7 +225,8 @@ class _EbpfPlane:
         known, unknown = _by_link_type(others)
         said += [text for text in unknown if text not in self._unknown_links]
         self._unknown_links = set(unknown)
-        return said + self._residence.tend(list(_places(self._tun, known)))
+        repaired = self._residence.tend(list(_places(self._tun, known)))
+        return said + repaired if self._tun.exists else said  # without it, the daemon is about to end
 
 
 def remove_left(site: Site, bridge: IPv4Address, journal: Journal) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from bpf import build
 from lab import Host, Lab, Process
+from lab.demo import engine_of
 from lab.testbed import daemon_program
 from tests.lab.conversation import VIP
 from tests.lab.fetch import md5_of_download, md5_of_echo
@@ -53,7 +54,14 @@ def host_of(lab: Lab, program: str) -> Host:
 def command(lab: Lab, program: str, engine: str, tmp_path: Path) -> list[str]:
     """The daemons' defaults are the lab's balancer, with node1 only, and node1's packetbridge."""
     options = [f"--key-file={lab.key_file}", f"--state-dir={tmp_path}", f"--engine={engine}"]
+    options += ["--config=/dev/null", "--log-format=human"]
     return [str(daemon_program(program)), *options]
+
+
+def lines_of_start(daemon: Process) -> tuple[str, str]:
+    """The first line of the log, which says the engine and why, and the engine that it is ready with."""
+    log = daemon.read_log()
+    return log.splitlines()[0], engine_of(log)
 
 
 @each_obstacle
@@ -67,10 +75,10 @@ def test_auto_is_raw_where_ebpf_cannot_be_used_and_says_why(
     daemon = host.start([*OBSTACLES[what](), *command(running_lab, program, "auto", tmp_path)], name="auto")
     try:
         daemon.wait_for("ready")
-        first, *_, ready = daemon.read_log().splitlines()
-        assert f"{program} INFO: engine raw, because engine ebpf cannot be used: " in first
-        assert first.endswith(REASONS[what])
-        assert ready.endswith(", engine raw")
+        chosen, engine = lines_of_start(daemon)
+        assert f"{program} INFO: engine raw, because engine ebpf cannot be used: " in chosen
+        assert chosen.endswith(REASONS[what])
+        assert engine == "raw"
         assert md5_of_download(running_lab.client, f"{VIP}/1m") == running_lab.content.md5("1m")
     finally:
         assert daemon.stop() == 0
@@ -105,9 +113,9 @@ def test_auto_is_ebpf_where_its_programs_load_and_says_so(
     daemon = host_of(bare_lab, program).start(command(bare_lab, program, "auto", tmp_path), name="auto")
     try:
         daemon.wait_for("ready")
-        chosen, ready = daemon.read_log().splitlines()
+        chosen, engine = lines_of_start(daemon)
         assert chosen.endswith(f"{program} INFO: engine ebpf, because its programs load here")
-        assert ready.endswith(", engine ebpf")
+        assert engine == "ebpf"
     finally:
         assert daemon.stop() == 0
 

@@ -281,13 +281,14 @@ def test_daemons_get_the_addresses_of_the_topology_and_the_labs_key(
     packetbridge = lab.start_packetbridge("node2")
     key = lab.key_file
     assert (
-        "options: --listen=192.168.33.10:80 --dscp=1 --node=node1=192.168.33.20 --node=node2=192.168.33.21 "
-        f"--node=node3=192.168.33.22 --engine=auto --state-dir={lab.directory}/balancer/state "
-        f"--key-file={key} --log-level=debug\n"
+        "options: --config=/dev/null --listen=192.168.33.10:80 --dscp=1 --node=node1=192.168.33.20 "
+        "--node=node2=192.168.33.21 --node=node3=192.168.33.22 --health=off --engine=auto "
+        f"--state-dir={lab.directory}/balancer/state --key-file={key} --log-format=human --log-level=debug\n"
     ) in balancer.read_log()
     assert (
-        "options: --listen=192.168.33.21 --backend=192.168.33.31:80 --vip=1=192.168.33.10:80 "
-        f"--engine=auto --state-dir={lab.directory}/node2/state --key-file={key}\n"
+        "options: --config=/dev/null --listen=192.168.33.21 --backend=192.168.33.31:80 "
+        f"--vip=1=192.168.33.10:80 --engine=auto --state-dir={lab.directory}/node2/state "
+        f"--key-file={key} --log-format=human\n"
     ) in packetbridge.read_log()
     assert (key.stat().st_mode & 0o777, len(bytes.fromhex(key.read_text()))) == (0o600, 16)
     assert balancer.stop() == packetbridge.stop() == -signal.SIGTERM

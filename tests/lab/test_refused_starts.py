@@ -12,7 +12,7 @@ import pytest
 
 from lab import Host, Lab
 from lab.testbed import daemon_program
-from tests.lab.refusal import refused
+from tests.lab import refusal
 
 pytestmark = pytest.mark.root
 
@@ -25,6 +25,17 @@ WITHOUT_ANY = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 @pytest.fixture(scope="module")
 def lab(bare_lab: Lab) -> Lab:
     return bare_lab
+
+
+def refused(host: Host, program: str, *options: str, by: tuple[str, ...] = ()) -> str:
+    """The line that the daemon says, which is not about a file, nor about its outlets."""
+    common = ["--config=/dev/null", *apart(host)]
+    return refusal.refused(host, program, *common, *options, by=by)
+
+
+def apart(host: Host) -> list[str]:
+    """Outlets that no other daemon of the host has."""
+    return [f"--control={host.directory}/apart.sock", "--metrics=off"]
 
 
 @contextmanager
@@ -105,12 +116,13 @@ def test_path_mtu_too_small_for_a_handoff(lab: Lab) -> None:
 
 @on_each_engine
 @whoever_came_first
-def test_vip_already_served(lab: Lab, engine_of_first: str, engine_option: str) -> None:
+def test_vip_already_served(lab: Lab, tmp_path: Path, engine_of_first: str, engine_option: str) -> None:
     first = lab.start_balancer(engine_of_first)
     options = [*NODES, f"--key-file={lab.key_file}", engine_option]
     said = refused(lab.balancer, "balancer", *options)
     assert said == "balancer: VIP 192.168.33.10:80 is already served by another process\n"
-    beside = lab.start_balancer("--listen=192.168.33.10:8080", engine_option)
+    other = [f"--state-dir={tmp_path}", *apart(lab.balancer)]
+    beside = lab.start_balancer("--listen=192.168.33.10:8080", engine_option, *other)
     assert beside.stop() == 0
     assert first.running
     assert first.stop() == 0
@@ -138,7 +150,7 @@ def test_address_that_no_interface_has(lab: Lab, option: str) -> None:
 )
 def test_vips_that_overlap(lab: Lab, second: str, complaint: str) -> None:
     said = refused(lab.nodes[0], "packetbridge", "--insecure", "--vip=1=192.168.33.10", f"--vip={second}")
-    assert said.startswith(f"packetbridge: {complaint}: each needs its own")
+    assert said == f"packetbridge: /dev/null: {complaint}: each needs its own\n"
 
 
 @on_each_engine
@@ -175,7 +187,7 @@ def test_what_another_packetbridge_serves(
             "--engine=ebpf",
             "cannot write {}/packetbridge-192.168.33.20.flows: Not a directory;",
         ),
-        ("balancer", "--engine=ebpf", "cannot make {}/bpf (Not a directory):"),
+        ("balancer", "--engine=ebpf", "cannot write {}/balancer.lock (Not a directory):"),
     ],
 )
 def test_state_directory_that_cannot_be_made(

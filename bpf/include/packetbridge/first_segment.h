@@ -75,10 +75,10 @@ static __noinline int forward_first(struct __sk_buff *skb, struct passage *p, co
 static __always_inline int forward_first_again(struct __sk_buff *skb, struct passage *p,
                                                const struct handoff *offered)
 {
-    int was_closed = is_closed(p->flow);
+    int was_over = is_over(p->flow);
 
     count(COUNT_SAME_HANDOFF);
     observe_first(&p->flow->client, p, offered);
-    count_if_changed(&p->id, was_closed, is_closed(p->flow));
+    count_if_changed(&p->id, was_over, is_over(p->flow));
     return forward_first(skb, p, offered);
 }

@@ -48,6 +48,12 @@ static __always_inline int is_closed(const struct bridge_flow *flow)
     return flow->client.phase == PHASE_FINISHED && flow->backend.phase == PHASE_FINISHED;
 }
 
+/* Whether nothing more is to come: both sides have finished, or one has reset the connection. */
+static __always_inline int is_over(const struct bridge_flow *flow)
+{
+    return is_closed(flow) || flow->client.phase == PHASE_RESET || flow->backend.phase == PHASE_RESET;
+}
+
 static __always_inline struct open_flows *open_flows_of(const struct flow_id *id)
 {
     __u32 vip_index = id->vip_index;
@@ -64,21 +70,21 @@ static __noinline void count_open(const struct flow_id *id, int change)
         __sync_fetch_and_add(&of_vip->open, change);
 }
 
-/* After something that may have closed the flow, or opened it again. */
-static __always_inline void count_if_changed(const struct flow_id *id, int was_closed, int closed)
+/* After something by which the flow may be over, or not over any more. */
+static __always_inline void count_if_changed(const struct flow_id *id, int was_over, int now_over)
 {
-    if (was_closed != closed)
-        count_open(id, was_closed ? 1 : -1);
+    if (was_over != now_over)
+        count_open(id, was_over ? 1 : -1);
 }
 
 /* Removes the flow; its handoff may come again. */
 static __always_inline void flow_forget(const struct flow_id *id, const struct bridge_flow *flow)
 {
-    int is_opening = flow->state == STATE_OPENING, was_closed = is_closed(flow);
+    int is_opening = flow->state == STATE_OPENING, was_over = is_over(flow);
 
     if (bpf_map_delete_elem(&flows, id) == 0) {
         count(COUNT_FLOWS_REMOVED);
-        count_if_changed(id, was_closed, 1);
+        count_if_changed(id, was_over, 1);
     }
     if (is_opening)
         bpf_map_delete_elem(&stash, id);

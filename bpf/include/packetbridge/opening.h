@@ -71,7 +71,7 @@ static __always_inline int flow_begin(struct passage *p, const struct admitted *
     struct bridge_flow *made = &p->scratch->flow;
     __u32 replaced_client = p->flow ? p->flow->client_isn : 0;
     __u32 replaced_balancer = p->flow ? p->flow->balancer_isn : 0;
-    int had_none_open = !p->flow || is_closed(p->flow);
+    int had_none_open = !p->flow || is_over(p->flow);
     long error;
 
     *made = (struct bridge_flow){

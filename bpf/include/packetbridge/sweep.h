@@ -37,7 +37,7 @@ static __always_inline void sweep_counts(struct sweep *sweep, const struct flow_
     struct open_flows *of_vip = open_flows_of(id);
 
     sweep->result.flows++;
-    if (of_vip && !is_closed(flow))
+    if (of_vip && !is_over(flow))
         of_vip->swept++;
 }
 

@@ -202,6 +202,15 @@ def test_the_last_hint_counts_and_is_forgotten_after_a_while(talk: Talk) -> None
     assert talk.state() is State.SILENT
 
 
+def test_one_icmp_error_explains_a_silence_however_long(talk: Talk) -> None:
+    """Linux routers send no more of them to whoever tries once a second."""
+    talk.ask()
+    talk.conversation.fail(errno.EHOSTUNREACH, "no route to host")
+    talk.end()
+    talk.missed_periods(10)
+    assert talk.state() is State.UNREACHABLE
+
+
 def test_late_repeated_and_invented_answers_are_ignored_and_counted(talk: Talk) -> None:
     _, late = talk.ask()
     talk.end()
@@ -316,6 +325,19 @@ def test_a_dscp_that_never_arrives_is_noticed_while_another_does() -> None:
     assert talk.conversation.word.dscp_seen == {1: 1, 7: None}
     (problem,) = talk.conversation.word.marking_problems()
     assert "DSCP 7 does not arrive" in problem
+
+
+def test_a_dscp_that_never_arrives_is_noticed_by_requests_without_one() -> None:
+    talk = Talk(7)
+    for _ in range(5):
+        assert talk.conversation.word.dscp_seen == {}
+        talk.ask()
+        request = talk.conversation.ask_report(talk.now, WALL, marked=False)
+        talk.hear(report(int.from_bytes(request[8:16], "big"), tos=0))
+        talk.end()
+    assert (talk.state(), talk.conversation.word.dscp_seen) == (State.OK, {7: None})
+    talk.answered_period(seen=7 << 2)
+    assert talk.conversation.word.dscp_seen == {7: 7}
 
 
 def test_a_node_that_was_silent_has_no_lost_dscp() -> None:

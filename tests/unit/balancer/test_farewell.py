@@ -2,6 +2,7 @@
 
 import pytest
 
+from common.wire import tcp
 from tests.unit.balancer.scene import (
     ACK,
     GET,
@@ -51,6 +52,15 @@ def test_a_flow_whose_handshake_counts_no_more_is_only_probed() -> None:
     client = connected(Scene())
     client.scene.pass_time(3 * YOUNG_SECONDS)
     assert forget(client) == [probe(client, stamped=True)]
+
+
+def test_clients_that_may_still_speak_come_first_and_those_that_have_reset_are_left_alone() -> None:
+    scene = Scene()
+    finished, reset, open_one = (connected(scene, port=port) for port in (50001, 50002, 50003))
+    finished.send(at=len(GET), flags=tcp.FIN | ACK)
+    reset.send(at=len(GET), flags=RST)
+    assert len({client.node_address() for client in (finished, reset, open_one)}) == 1
+    assert forget(finished) == [rst(open_one), probe(open_one, True), rst(finished), probe(finished, True)]
 
 
 def test_what_the_client_says_to_the_probe_is_answered_with_a_reset_where_it_stands() -> None:

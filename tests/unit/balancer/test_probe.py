@@ -10,7 +10,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 from scapy.packet import Raw
 
 from balancer.core.answer import MAX_HEAD, Answer
-from balancer.core.hearsay import Failure
+from balancer.core.hearsay import Failure, Hearsay
 from balancer.core.probe import WINDOW, Check, Probe, make_request
 from common.wire import handoff, icmp, segment
 from common.wire.handoff import Handoff
@@ -161,8 +161,12 @@ def test_another_source_that_knows_our_numbers_is_named(flags: str, ack: int) ->
     assert said(probe, at=77_777, flags=flags, ack=ack, source="10.1.1.1", sport=8080) == [ours(FIRST, "RA")]
     assert failed(probe) is Failure.NOT_FROM_VIP
     probe = started()
-    said(probe, at=77_777, flags=flags, ack=ack, source=NODE)
+    assert said(probe, at=77_777, flags=flags, ack=ack, source=NODE) == []
+    assert (probe.is_silent, probe.result) == (True, None)
+    probe.explain(Hearsay(problems=("DSCP 1 arrives as DSCP 0",)), 100.1)
     assert failed(probe) is Failure.BRIDGE_SILENT
+    assert probe.result is not None
+    assert probe.result.text.endswith("no packetbridge takes what is sent to it; DSCP 1 arrives as DSCP 0")
 
 
 def test_other_source_without_our_numbers_is_nobody() -> None:

@@ -105,10 +105,16 @@ def test_connections_of_a_service_that_is_gone_are_forgotten_and_no_others() -> 
         Client(scene, port=4000 + number, **place).connect().send(GET)  # type: ignore[arg-type]
         Client(scene, port=5000 + number, **place).connect().send(flags=FIN | 0x10)  # type: ignore[arg-type]
     assert set(scene.core.sizes.values()) == {2}
-    scene.core.serve([make_service()])
+    assert scene.core.serve([make_service()]) == 1
     assert set(scene.core.sizes.values()) == {1}
     assert [flow.client_port for flow in scene.core.flows(scene.now)] == [4000]
     assert scene.core._connections.collecting_bytes < 1000
+
+
+def test_services_with_the_same_nodes_and_weights_share_a_table() -> None:
+    tables = [make_nodes(bytes(4), 80, 1, {"a": (bytes(4), 1), "b": (bytes(4), n)})[1] for n in (1, 2, 1)]
+    assert tables[0] is tables[2]
+    assert tables[0] is not tables[1]
 
 
 def test_a_service_that_comes_back_knows_none_of_its_connections() -> None:

@@ -248,16 +248,32 @@ def test_command_of_a_client_that_left_is_closed(path: Path) -> None:
         assert closed_after.wait(10)
 
 
-def test_clients_beyond_the_bound_are_refused_with_a_line(served: Path) -> None:
+def test_the_oldest_client_that_asks_nothing_makes_room_for_a_new_one(served: Path) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(_stranger(served)) for _ in range(CLIENTS)]
         # The last one of them is served, so all are known by now.
         clients[-1].sendall(b'{"do": "status"}\n')
         assert clients[-1].recv(1000)
+        assert ask_once(served, "status") == {"daemon": "balancer"}
+        assert b"32 clients are connected, and this one keeps the daemon waiting" in clients[0].recv(1000)
+        clients[1].sendall(b'{"do": "status"}\n')
+        assert clients[1].recv(1000).startswith(b'{"value"')
+
+
+def test_clients_beyond_the_bound_are_refused_with_a_line_while_all_are_answered(path: Path) -> None:
+    at_work = []
+
+    async def slow(_: Arguments) -> None:
+        at_work.append(True)
+        await trio.sleep(1.0)
+
+    with _served(path, {"status": Command(Arguments, slow)}), ExitStack() as stack:
+        for _ in range(CLIENTS):
+            stack.enter_context(_stranger(path)).sendall(b'{"do": "status"}\n')
+        _eventually(lambda: len(at_work) == CLIENTS)
         with pytest.raises(ControlError, match="32 clients are connected already: try again later"):
-            ask_once(served, "status")
-        clients[0].close()
-        _eventually(lambda: ask_once(served, "status") == {"daemon": "balancer"})
+            ask_once(path, "status")
+        _eventually(lambda: ask_once(path, "status") is None)
 
 
 def _eventually(is_so: Callable[[], bool]) -> None:
@@ -266,7 +282,8 @@ def _eventually(is_so: Callable[[], bool]) -> None:
             if is_so():
                 return
         except ControlError:
-            threading.Event().wait(0.02)
+            pass
+        threading.Event().wait(0.02)
     raise AssertionError("not within four seconds")
 
 

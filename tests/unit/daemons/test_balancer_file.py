@@ -411,11 +411,14 @@ def test_a_reload_takes_all_but_what_needs_a_new_start(file: Path) -> None:
         "limits",
         "timeouts",
     ]
-    others = 'keep-flows = true\nstate-dir = "/s"\nkey-file = "/k"\ncontrol-group = "root"\n'
+    others = (
+        'keep-flows = true\nstate-dir = "/s"\nkey-file = "/k"\nlog-format = "json"\ncontrol-group = "root"\n'
+    )
     assert restart_only(before, loaded(file, others)) == [
         "keep-flows",
         "state-dir",
         "key-file",
+        "log-format",
         "control",
         "control-group",
     ]

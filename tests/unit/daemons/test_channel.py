@@ -215,9 +215,10 @@ def test_forged_answers_do_not_disturb_a_channel(keys: KeySource) -> None:
         async def forge() -> None:
             while True:
                 await trio.lowlevel.wait_readable(forger)
-                question, asker = forger.recvfrom(2000)
+                question, asker = forger.recvfrom(65536)
                 answer = node.server.answer(question, 4, 0.0)
-                assert answer is not None
+                if answer is None:  # to a filler
+                    continue
                 damaged = answer[:-1] + bytes([answer[-1] ^ 1])
                 for said in (b"", secrets.token_bytes(1200), question, damaged, answer, answer):
                     forger.sendto(said, asker)

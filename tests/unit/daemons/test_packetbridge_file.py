@@ -199,7 +199,7 @@ def test_check_says_what_there_is(file: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_reload_takes_all_but_what_needs_a_new_start(file: Path) -> None:
     before = loaded(file, ONE)
-    assert restart_only(before, loaded(file, 'log-format = "json"\n' + TWO)) == []
+    assert restart_only(before, loaded(file, 'log-level = "debug"\n' + TWO)) == []
     changed = (
         'listen = "10.0.0.9"\nadopt = "off"\ninsecure = true\n[limits]\nflows = 9\n[timeouts]\nidle = 9\n'
     )

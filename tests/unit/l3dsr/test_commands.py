@@ -31,7 +31,9 @@ node2  192.168.33.21  down       10   0.0 %      -         3   0.0        -     
   node2 is down: backend refused: nothing listens at 192.168.33.31:80
 
 remembered: flows 1,234
-errors: dropped_bad_checksum 3  resets_sent 12
+errors:
+  12 resets to clients of unknown flows
+  3 packets dropped: bad checksum
 warning: the clock of node2 is 70 seconds ahead
 
 packetbridge 0.2.0, engine raw, up 42.0 s, configuration 1, bridge address 192.168.33.20
@@ -40,7 +42,8 @@ VIP               DSCP                   BACKEND             FLOWS
 192.168.33.10:80  DSCP 7 (TOS 28, 0x1c)  192.168.33.30:8080      5
 
 remembered: flows 5
-errors: handoff_bad_tag 4
+errors:
+  4 handoffs refused: bad tag
 """
 FLOW = """\
 balancer (node1):

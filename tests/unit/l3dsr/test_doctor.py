@@ -120,10 +120,15 @@ def test_a_key_file_that_others_can_read_is_a_fault(tmp_path: Path) -> None:
     file = tmp_path / "handoff.key"
     file.write_text("00" * 15 + "01\n")
     file.chmod(0o644)
-    assert the(host.key_file(NODE._replace(key_file=file))).level is Level.FAULT
+    node = NODE._replace(key_file=file, file=tmp_path / "packetbridge.toml")
+    assert the(host.key_file(node)).level is Level.FAULT
     file.chmod(0o600)
-    assert the(host.key_file(NODE._replace(key_file=file))).level is Level.OK
-    assert the(host.key_file(NODE)).level is Level.WARNING
+    assert the(host.key_file(node)).level is Level.OK
+    assert the(host.key_file(node._replace(key_file=None))).level is Level.WARNING
+
+
+def test_the_key_of_a_daemon_that_runs_by_options_is_not_known() -> None:
+    assert the(host.key_file(NODE)).found.startswith("not looked at")
 
 
 def chain(name: str, **more: Any) -> dict[str, Any]:
@@ -158,6 +163,10 @@ NOT_SYN = {
         "right": "syn",
     }
 }
+ACCEPT_TUN: list[dict[str, Any]] = [
+    {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "l3dsr*"}},
+    {"accept": None},
+]
 STATE_MAP = {
     "vmap": {
         "key": {"ct": {"key": "state"}},
@@ -192,24 +201,46 @@ STATE_MAP = {
         ([base("forward", "forward"), rule("forward", state("invalid"), {"accept": None})], Level.OK),
         ([chain("unused"), rule("unused", state("invalid"), DROP)], Level.OK),
         ([base("forward", "forward", policy="drop")], Level.FAULT),
+        ([base("forward", "forward", policy="drop"), rule("forward", *ACCEPT_TUN)], Level.OK),
+        (
+            [
+                base("forward", "forward"),
+                rule("forward", *ACCEPT_TUN),
+                rule("forward", state("invalid"), DROP),
+            ],
+            Level.OK,
+        ),
+        (
+            [
+                base("forward", "forward"),
+                rule("forward", state("invalid"), DROP),
+                rule("forward", *ACCEPT_TUN),
+            ],
+            Level.FAULT,
+        ),
         ([base("forward", "forward"), rule("forward", {"xt": {"name": "conntrack"}}, DROP)], Level.WARNING),
         ([{"metainfo": {"version": "1.0.6"}}], Level.OK),
     ],
 )
 def test_rules_that_would_drop_our_packets_are_found(ruleset: list[dict[str, Any]], level: Level) -> None:
-    assert the(firewall.rules(ruleset, NODE)).level is level
+    assert the(firewall.rules(ruleset, [], NODE)).level is level
+
+
+def test_a_table_that_cannot_be_read_is_named() -> None:
+    found = the(firewall.rules([], ["inet firewalld"], NODE))
+    assert (found.level, "nft list table inet firewalld" in found.change) == (Level.WARNING, True)
 
 
 def test_the_ebpf_engine_passes_by_most_rules() -> None:
     ruleset = [base("forward", "forward"), rule("forward", state("invalid"), DROP)]
-    found = the(firewall.rules(ruleset, NODE._replace(engine="ebpf")))
+    found = the(firewall.rules(ruleset, [], NODE._replace(engine="ebpf")))
     assert found.level is Level.WARNING
     assert found.change == 'run `nft insert rule inet filter forward iifname "l3dsr*" accept`'
 
 
 def test_rules_against_new_connections_without_syn_matter_where_listeners_adopt() -> None:
     ruleset = [base("input", "input"), rule("input", NOT_SYN, state("new"), DROP)]
-    assert the(firewall.rules(ruleset, NODE._replace(adopt=False))).level is Level.OK
+    assert the(firewall.rules(ruleset, [], NODE._replace(adopt=False))).level is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -245,7 +276,7 @@ CHANNEL = ChannelReport("node1", str(BRIDGE), "ok", "", 9.0, "0.2.0", 0.001, 0.5
         ({"clock_offset": -6.0}, "clock", Level.WARNING, "its clock is 6.0 s behind"),
         ({"vip_map_problems": ["node1 maps DSCP 7 to x"]}, "vip map", Level.FAULT, "node1 maps DSCP 7 to x"),
         (
-            {"state": "refused_tag", "text": "refuses our key"},
+            {"state": "tag refused", "text": "refuses our key"},
             "channel",
             Level.FAULT,
             "node1: refuses our key",
@@ -260,6 +291,14 @@ def test_what_the_channel_says_is_judged(
         each for each in path.channels([ChannelReport(**(fields | change))]) if each.level is not Level.OK
     ]
     assert (found.check, found.level, words in found.found) == (check, level, True)
+
+
+def test_a_channel_that_is_refused_for_its_time_tells_of_the_clock_and_not_what_was_before() -> None:
+    fields = {name: getattr(CHANNEL, name) for name in CHANNEL.__struct_fields__}
+    refused = ChannelReport(**(fields | {"state": "time refused", "text": "its clock differs"}))
+    found = {each.check: each for each in path.channels([refused])}
+    assert (found["channel"].level, found["clock"].level) == (Level.FAULT, Level.FAULT)
+    assert found["clock"].found == "node1: its clock is over 1 min 0 s off: handoffs are refused"
 
 
 def test_a_sound_channel_has_three_good_findings() -> None:

@@ -195,24 +195,25 @@ def test_a_seq_delta_is_asked_for_until_it_is_known_and_then_no_more() -> None:
 def test_a_new_connection_of_the_same_addresses_is_asked_for_again() -> None:
     now = [0.0]
     seq_deltas = SeqDeltas(Asked(77, 78), lambda: now[0])
+    seq_deltas.begin((CLIENT, 1), 1000)
     assert seq_deltas.of((CLIENT, 1)) == 77
-    seq_deltas.forget((CLIENT, 1))
-    now[0] = 1.0
+    seq_deltas.begin((CLIENT, 1), 1000)
+    assert seq_deltas.of((CLIENT, 1)) == 77
+    seq_deltas.begin((CLIENT, 1), 2000)
     assert seq_deltas.of((CLIENT, 1)) == 78
 
 
-def test_questions_are_few_and_a_silent_daemon_is_left_alone() -> None:
+def test_questions_are_bounded_and_a_silent_daemon_is_left_alone() -> None:
     now = [0.0]
-    asked = Asked(1, ControlError("silent"), 3)
+    asked = Asked(*range(20), ControlError("silent"), 3)
     seq_deltas = SeqDeltas(asked, lambda: now[0])
-    assert seq_deltas.of((CLIENT, 1)) == 1
-    assert seq_deltas.of((CLIENT, 2)) is None
-    assert len(asked.connections) == 1
+    found = [seq_deltas.of((CLIENT, port)) for port in range(40)]
+    assert found == [*range(20), *[None] * 20]
     for now[0] in (1.0, 2.0, 5.9):
-        assert seq_deltas.of((CLIENT, 2)) is None
-    assert len(asked.connections) == 2
+        assert seq_deltas.of((CLIENT, 50)) is None
+    assert len(asked.connections) == 21
     now[0] = 6.1
-    assert seq_deltas.of((CLIENT, 2)) == 3
+    assert seq_deltas.of((CLIENT, 50)) == 3
 
 
 def passing(packet: bytes, *, is_leaving: bool = False) -> Passing:

@@ -82,6 +82,15 @@ def test_signals_give_the_terminal_back(directory: Path, number: signal.Signals)
         assert screen.process.wait(10) == 0
 
 
+def test_it_is_not_suspended_with_the_screen_taken(directory: Path) -> None:
+    with watching(directory) as screen:
+        screen.read_until(b"balancer 0.2.0")
+        screen.process.send_signal(signal.SIGTSTP)
+        os.write(screen.master, b"q")
+        screen.read_until(OFF)
+        assert screen.process.wait(10) == 0
+
+
 def test_a_small_screen_gets_what_it_has_room_for(directory: Path) -> None:
     with watching(directory, rows=6, columns=30) as screen:
         screen.read_until(b"more lines")

@@ -24,6 +24,13 @@ def test_balancers_rules_drop_its_intake() -> None:
     ]
 
 
+def test_rules_for_all_interfaces_spare_the_loopback_interface_alone() -> None:
+    everywhere = drop_rules(intake.of_balancer(VIP, 80)).splitlines()
+    somewhere = drop_rules(intake.of_balancer(VIP, 80), TAPPED).splitlines()
+    assert everywhere[2] == "iif lo accept"
+    assert [*everywhere[:2], *everywhere[3:]] == [*somewhere[:2], *somewhere[3:]]
+
+
 def test_packetbridges_rules_drop_tagged_packets_only() -> None:
     rules = drop_rules(intake.of_packetbridge(VIP, [8080, 80]), TAPPED).splitlines()
     assert rules[4] == "ip dscp 0 accept"

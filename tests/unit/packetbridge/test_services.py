@@ -26,7 +26,7 @@ from tests.unit.packetbridge.scene import (
     handoff,
     syn_ack,
 )
-from tests.unit.wire.packets import ACK, CLIENT, FIN
+from tests.unit.wire.packets import ACK, CLIENT, FIN, RST
 
 CLIENT_BYTES = bytes(map(int, CLIENT.split(".")))
 OTHER_PORT_OF_CLIENT = PORT + 1
@@ -108,6 +108,15 @@ def test_open_flows_are_counted_for_each_vip_and_closed_ones_not() -> None:
     assert scene.core.flows_of_vips() == {1: 0, 2: 0}
 
 
+def test_flow_that_its_client_has_reset_counts_again_only_when_it_goes_on() -> None:
+    scene = Scene(SERVICE)
+    settled(scene)
+    scene.balancer(from_client(flags=RST))
+    assert scene.core.flows_of_vips() == {1: 0}
+    scene.balancer(from_client(b"x"))
+    assert scene.core.flows_of_vips() == {1: 1}
+
+
 def test_flow_in_the_place_of_a_closed_one_is_counted() -> None:
     scene = Scene(SERVICE)
     settled(scene)
@@ -120,6 +129,7 @@ def test_flow_in_the_place_of_a_closed_one_is_counted() -> None:
 
 def test_bytes_that_go_either_way_are_counted_by_plan_and_without() -> None:
     scene = Scene(SERVICE)
+    assert scene.core.counts == {"bytes_to_backends": 0, "bytes_to_clients": 0}
     settled(scene)
     options = 12
     first = 40 + options + len(REQUEST)

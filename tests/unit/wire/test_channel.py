@@ -141,6 +141,11 @@ def test_of_another_version_the_nonce_can_be_told() -> None:
     assert (caught.value.nonce, caught.value.reason) == (NONCE, "unknown_channel_version")
 
 
+def test_filler_is_as_long_as_it_is_told_and_has_no_tag() -> None:
+    made = channel.fill(1472, time=bytes_of.TIME, nonce=NONCE, node=NODE)
+    assert made == untagged(5, b"", flags=0).ljust(1472, b"\0")
+
+
 GOOD = tagged(untagged(bytes_of.ASK_REPORT, b""))
 
 
@@ -153,7 +158,9 @@ GOOD = tagged(untagged(bytes_of.ASK_REPORT, b""))
         (GOOD + b"\0", "not_a_channel_message"),
         (GOOD[:-1], "bad_channel_message"),
         (GOOD[:2] + b"\x10" + GOOD[3:], "bad_channel_message"),
-        (GOOD[:2] + b"\x15" + GOOD[3:], "bad_channel_message"),
+        (GOOD[:2] + b"\x16" + GOOD[3:], "bad_channel_message"),
+        (GOOD[:2] + b"\x15" + GOOD[3:], "channel_filler"),
+        (GOOD[:2] + b"\x15" + GOOD[3:] + bytes(7000), "channel_filler"),
         (GOOD[:3] + b"\x81" + GOOD[4:], "bad_channel_message"),
         (untagged(bytes_of.FLOW, b"")[:27] + bytes(7), "bad_channel_message"),
     ],

@@ -145,7 +145,7 @@ def places_of(layout: tuple[Field, ...]) -> dict[str, tuple[int, int]]:
     [
         ("UDP port 19507", channel.PORT),
         ("exactly 1200 bytes", channel.DATAGRAM_SIZE),
-        ("less than 24 or more", channel.REFUSAL_SIZE),
+        ("less than 24 bytes", channel.REFUSAL_SIZE),
         ("above 60 or below -60", channel.MAX_AGE_SECONDS),
         ("fit into 1148 bytes", channel.MAX_DETAILS),
         ("the first 20 bytes and the refusal", channel.HEADER_SIZE),
