@@ -14,7 +14,6 @@ from balancer.director import Director
 from balancer.ebpf import plane
 from balancer.engine import BalancerEngine
 from balancer.inquiry import inquiry
-from balancer.path_tracer import trace_paths
 from balancer.prober import Prober
 from balancer.report import Reporter
 from balancer.saved import SavedWords
@@ -117,7 +116,6 @@ class _Daemon:
                 self._director.run,
                 self._channels.run,
                 self._prober.run,
-                lambda: trace_paths(self._config.addresses.values),
                 *self._outlets.tasks(commands.all(), self._reporter.report, self._logger),
             ],
         )

@@ -14,7 +14,8 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address
 from typing import NamedTuple, Protocol
 
 import trio
@@ -25,6 +26,7 @@ from common.net.tun import Tun
 from common.wire import offload, rewrite
 from common.wire.offload import Packet
 from common.wire.rewrite import Rewrite
+from common.wire.segment import FLOW_KEY_AT, FLOW_KEY_END, key_ports
 
 BATCH = 64
 """Packets taken from one port before others have their turn."""
@@ -132,7 +134,7 @@ class PacketLoop:
         except HostError:
             raise
         except Exception as error:  # noqa: BLE001 - see the module's head
-            self._give_up(error)
+            self._give_up(error, {"connection": _connection_of(self._buffer)})
             return False
 
     def _drain(self, feed: Feed, now: float) -> bool:
@@ -170,7 +172,7 @@ class PacketLoop:
             except HostError:
                 raise
             except Exception as error:  # noqa: BLE001 - see the module's head
-                self._give_up(error)
+                self._give_up(error, {})
 
     def _advance_alarm(self, now: float) -> None:
         """To the core's next deadline, where that is earlier; one that moved later costs one vain wake-up."""
@@ -179,9 +181,18 @@ class PacketLoop:
             self._alarm_at = deadline
             self._alarm.deadline = trio.current_time() + max(deadline - now, TIMER_PAUSE_SECONDS)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: Exception, fields: Mapping[str, str]) -> None:
         self.failures += 1
         where = traceback.extract_tb(error.__traceback__)[-1]
         if (where.filename, where.lineno) not in self._logged:
             self._logged.add((where.filename, where.lineno))
-            self._logger.error("a bug: packet dropped, more from the same place only count", exc_info=error)
+            self._logger.error(
+                "a bug: packet dropped, more from the same place only count", exc_info=error, extra=fields
+            )
+
+
+def _connection_of(buffer: bytearray) -> str:
+    """Both ends of the packet in it, as it says; of what is not TCP, the ports mean nothing."""
+    key = bytes(buffer[IP_AT + FLOW_KEY_AT : IP_AT + FLOW_KEY_END])
+    source_port, destination_port = key_ports(key)
+    return f"{IPv4Address(key[:4])}:{source_port} > {IPv4Address(key[4:8])}:{destination_port}"

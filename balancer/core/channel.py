@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from balancer.core.path_mtu import FULL_MTU
 from balancer.core.service import Service
 from common.counters import Counters
 from common.wire import channel, dscp
@@ -170,10 +171,11 @@ class Conversation:
         return self._sealed(Kind.ASK_REPORT, b"", nonce, wall)
 
     def filler(self, path_mtu: int, wall: float) -> bytes:
-        """A datagram that makes an IP packet of ``path_mtu`` bytes. A narrower path is told to this host by
-        the ICMP error of a router, which for a client's packet would go to the client.
+        """A datagram that makes an IP packet of ``path_mtu`` bytes, or as large as the largest handoff. A
+        narrower path is told to this host by the ICMP error of a router, which for a client's packet would go
+        to the client.
         """
-        size = max(path_mtu - _IP_AND_UDP_SIZE, channel.HEADER_SIZE)
+        size = max(min(path_mtu, FULL_MTU) - _IP_AND_UDP_SIZE, channel.HEADER_SIZE)
         return channel.fill(size, time=int(wall), nonce=self._draw_nonce(), node=self.address)
 
     def ask_flow(self, question: FlowQuestion, now: float, wall: float) -> tuple[int, bytes] | None:

@@ -1,4 +1,4 @@
-"""How clients learn that their flows have been forgotten (RFC 9293 sections 3.5.2 and 3.8.4).
+"""How clients and nodes learn that flows have been forgotten (RFC 9293 sections 3.5.2 and 3.8.4).
 
 Where the server's stream stands only its node knows, and a RST counts only there. So a client is made to
 speak up: a segment with one byte from before its window, as in a keepalive probe, has it acknowledge what it
@@ -7,6 +7,9 @@ needed: Linux does not answer a bare ACK from before the window whose timestamp 
 
 A client that has heard nothing yet might be quicker than that, send its first payload again, and be given
 another node, as its handshake still counts. It is where a RST can hit at once: behind the balancer's ISN.
+
+The node, if it still hears, gets a RST of the client's at the sequence number that it expects next, as far as
+the balancer has seen it, and its server is rid of the connection.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from balancer.core.connection import Flow
 from balancer.core.handshake import clock_ticks
 from common.tcp.activity import Phase
+from common.wire import rewrite, syncookie, tcp, tcp_options
 from common.wire import segment as segments
-from common.wire import syncookie, tcp, tcp_options
 from common.wire.offload import Packet
 from common.wire.segment import FlowKey, Segment, key_ports
 from common.wire.tcp_options import Timestamps
@@ -24,12 +27,31 @@ _TURNS = {Phase.OPEN: 0, Phase.FIN_AHEAD: 0, Phase.FINISHED: 1}
 
 
 def farewells(flows: Iterable[tuple[FlowKey, Flow]], now: float) -> list[Packet]:
-    """To the clients of ``flows``, those that may still speak first, since they may be sent slowly; none to
-    those that have reset their flow.
+    """To clients and nodes of ``flows``, where a client may still speak first, since they may be sent slowly;
+    none where it has reset its flow.
     """
     waiting = [(key, flow) for key, flow in flows if flow.activity.phase in _TURNS]
     waiting.sort(key=lambda entry: _TURNS[entry[1].activity.phase])
-    return [segments.emit(segment) for key, flow in waiting for segment in farewell(key, flow, now)]
+    packets: list[Packet] = []
+    for key, flow in waiting:
+        packets.append(rewrite.applied(flow.node.plan, segments.emit(reset_of_client(key, flow))))
+        packets += [segments.emit(segment) for segment in farewell(key, flow, now)]
+    return packets
+
+
+def reset_of_client(key: FlowKey, flow: Flow) -> Segment:
+    """To the VIP, to be rewritten for the flow's node."""
+    client_port, service_port = key_ports(key)
+    return Segment(
+        source=key[:4],
+        destination=key[4:8],
+        source_port=client_port,
+        destination_port=service_port,
+        seq=flow.activity.next,
+        ack=0,
+        flags=tcp.RST,
+        window=0,
+    )
 
 
 def farewell(key: FlowKey, flow: Flow, now: float) -> Iterator[Segment]:

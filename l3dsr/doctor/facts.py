@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 from common.bpf import attach
 from common.bpf.errors import BpfError
 from common.config import Endpoint
+from common.net import privileges
 from common.net.errors import HostError
 from common.net.interfaces import Interface
+from common.net.privileges import Capability
 from common.wire import checksum, ipv4
 
 Sysctl = Callable[[str], str | None]
@@ -97,6 +99,8 @@ def ruleset(left_out: str) -> Ruleset:
     Tables with `flags owner` are not read either: nftables 1.0.6 writes broken JSON of them, and beyond its
     memory.
     """
+    if not privileges.effective() >> Capability.NET_ADMIN & 1:  # the library itself would complain on stderr
+        raise HostError("CAP_NET_ADMIN is missing")
     objects: list[dict[str, Any]] = []
     unread = []
     for line in _listed("tables", in_json=False).splitlines():

@@ -157,7 +157,8 @@ def two_vips(running_lab: Lab) -> Lab:
     for node in lab.topology.nodes:
         daemon_of(lab.hosts[node.name]).stop()
         lab.start_packetbridge(node.name, f"--vip={second.dscp}={second.vip}@{node.second_backend}:80")
-    lab.start_balancer(f"--listen={second.vip}", f"--dscp={second.dscp}")
+    apart = [f"--state-dir={lab.balancer.directory / 'second'}", "--metrics=off"]
+    lab.start_balancer(f"--listen={second.vip}", f"--dscp={second.dscp}", *apart)
     assert (str(service.vip), str(second.vip)) == (VIP_ADDRESS, SECOND_VIP)
     return lab
 

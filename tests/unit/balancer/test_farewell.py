@@ -12,11 +12,12 @@ from tests.unit.balancer.scene import (
     Client,
     Scene,
     connected,
+    forwarded,
     from_vip,
     packed,
     reset_of,
 )
-from tests.unit.wire.packets import ScapyOption
+from tests.unit.wire.packets import Described, ScapyOption, built
 
 YOUNG_SECONDS = 60.0
 """A cookie is good for at least as long."""
@@ -38,6 +39,22 @@ def probe(client: Client, stamped: bool) -> bytes:
     )
 
 
+def rst_to_node(client: Client, *, at: int = len(GET)) -> bytes:
+    """As from the client, where its stream has got to."""
+    sent = built(
+        Described(
+            server=client.vip,
+            server_port=client.service_port,
+            client_port=client.port,
+            seq=client.isn + 1 + at,
+            ack=0,
+            flags=RST,
+            window=0,
+        )
+    )
+    return forwarded(sent, client.node_address())
+
+
 def rst(client: Client) -> bytes:
     return from_vip(client, seq=client.server_isn + 1, ack=0, flags=RST, window=0)
 
@@ -45,13 +62,15 @@ def rst(client: Client) -> bytes:
 @pytest.mark.parametrize("stamps", [True, False])
 def test_a_young_flow_is_reset_where_nothing_was_heard_and_probed_where_something_was(stamps: bool) -> None:
     client = connected(Scene(), stamps=stamps)
-    assert forget(client) == [rst(client), probe(client, stamps)]
+    to_node = rst_to_node(client)
+    assert forget(client) == [to_node, rst(client), probe(client, stamps)]
 
 
 def test_a_flow_whose_handshake_counts_no_more_is_only_probed() -> None:
     client = connected(Scene())
     client.scene.pass_time(3 * YOUNG_SECONDS)
-    assert forget(client) == [probe(client, stamped=True)]
+    to_node = rst_to_node(client)
+    assert forget(client) == [to_node, probe(client, stamped=True)]
 
 
 def test_clients_that_may_still_speak_come_first_and_those_that_have_reset_are_left_alone() -> None:
@@ -60,7 +79,11 @@ def test_clients_that_may_still_speak_come_first_and_those_that_have_reset_are_l
     finished.send(at=len(GET), flags=tcp.FIN | ACK)
     reset.send(at=len(GET), flags=RST)
     assert len({client.node_address() for client in (finished, reset, open_one)}) == 1
-    assert forget(finished) == [rst(open_one), probe(open_one, True), rst(finished), probe(finished, True)]
+    to_first, to_second = rst_to_node(open_one), rst_to_node(finished, at=len(GET) + 1)
+    assert forget(finished) == [
+        *(to_first, rst(open_one), probe(open_one, True)),
+        *(to_second, rst(finished), probe(finished, True)),
+    ]
 
 
 def test_what_the_client_says_to_the_probe_is_answered_with_a_reset_where_it_stands() -> None:

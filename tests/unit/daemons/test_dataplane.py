@@ -162,6 +162,7 @@ def test_a_bug_costs_its_packet_only_and_is_logged_once(
     (record,) = caplog.records
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], LookupError)
+    assert record.__dict__["connection"] == "198.51.100.10:40000 > 192.168.33.10:80"
 
 
 def test_a_host_on_which_nothing_can_be_sent_ends_the_loop(bench: Bench) -> None:
