@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from balancer.core.channel import Conversation, FlowFound, NodeWord, State
+from balancer.problems import Problems
 from common.counters import Counters
 from common.keyring import KeySource
 from common.reports import FlowReport
@@ -189,7 +190,7 @@ class _Line:
         self._socket: socket.socket | None = None
         self._answered = trio.Event()
         self._questions: dict[int, _Question] = {}
-        self._problems: frozenset[str] = frozenset()
+        self._problems = Problems(conversation.word.node, logger)
 
     async def run(self) -> None:
         """Until `scope` is cancelled. Nodes that are set together are not asked all at once."""
@@ -316,7 +317,9 @@ class _Line:
         self.conversation.fail(number, os.strerror(number).lower() + said)
 
     def _tell(self, before: NodeWord) -> None:
-        """Log what has changed, and say that there is news."""
+        """Log what has changed, and say that there is news; not of a node that has just been taken away."""
+        if self.scope.cancel_called:
+            return
         word, fields = self.conversation.word, {"node": self.conversation.word.node}
         if word.state is State.OK and before.state is not State.OK and word.report is not None:
             facts = word.report.facts
@@ -329,12 +332,7 @@ class _Line:
             )
         elif word.state is not before.state:
             self._logger.warning("channel to node %s: %s", word.node, word.text, extra=fields)
-        problems = frozenset(word.marking_problems())
-        for problem in sorted(problems - self._problems):
-            self._logger.warning("%s", problem, extra=fields)
-        for problem in sorted(self._problems - problems):
-            self._logger.info("no longer: %s", problem, extra=fields)
-        self._problems = problems
+        self._problems.are(word.marking_problems())
         if word.heard != before.heard or word.state is not before.state:
             self._on_word(word.node)
 

@@ -29,6 +29,12 @@ class Verdicts:
         self._latest[vip_index, address] = Verdict(result, time.monotonic())
         self._director.check_result(vip_index, address, result)
 
+    def forget_strangers(self) -> None:
+        """Those of nodes that are not configured any more."""
+        served = self._director.served.items()
+        present = {(index, node.address.packed) for index, each in served for node in each.config.pool.nodes}
+        self._latest = {key: verdict for key, verdict in self._latest.items() if key in present}
+
     def reports(self) -> Iterator[CheckReport]:
         now = time.monotonic()
         for index, served in self._director.served.items():

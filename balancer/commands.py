@@ -4,11 +4,12 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from ipaddress import IPv4Address
 from urllib.parse import urlsplit
 
+import msgspec
 import trio
 
 from balancer.channel import Channels
 from balancer.checking import Verdicts
-from balancer.core.explain import explain
+from balancer.core.explain import departures, explain
 from balancer.core.roster import Admin
 from balancer.director import Director, Served
 from balancer.report import Reporter
@@ -58,31 +59,45 @@ class BalancerCommands:
             name = self._name_of(flow)
             yield FlowSide("balancer", name, flow)
             yield await self._side_of_node(name, flow.vip_index, wanted)
-        if here:
-            return
-        for index in self._desk.indexes_of(wanted.vip):
-            for node in self._director.served[index].config.pool.nodes:
-                side = await self._side_of_node(node.name, index, wanted)
-                if side.flow is not None:
-                    yield side
+        if not here:
+            for side in await self._sides_of_nodes(wanted):
+                yield side
+
+    async def _sides_of_nodes(self, wanted: Flow) -> list[FlowSide]:
+        """Of those that know such a flow. All are asked at once: many of them may be silent."""
+        knowing: list[FlowSide] = []
+
+        async def ask(name: str, vip_index: int) -> None:
+            side = await self._side_of_node(name, vip_index, wanted)
+            if side.flow is not None:
+                knowing.append(side)
+
+        async with trio.open_nursery() as nursery:
+            for index in self._desk.indexes_of(wanted.vip):
+                for node in self._director.served[index].config.pool.nodes:
+                    nursery.start_soon(ask, node.name, index)
+        return knowing
 
     async def _side_of_node(self, name: str, vip_index: int, wanted: Flow) -> FlowSide:
         try:
             client = IPv4Address(wanted.client).packed
             word = await self._channels.ask_flow(name, vip_index, client, wanted.port)
+            channel = self._channels.word(name)
         except KeyError:
             return FlowSide("packetbridge", name, None, "is not configured any more")
         if word is None:
-            return FlowSide("packetbridge", name, None, f"does not answer: {self._channels.word(name).text}")
+            return FlowSide("packetbridge", name, None, f"does not answer: {channel.text}")
         return FlowSide("packetbridge", name, word.report, "" if word.report else "knows no such flow")
 
     async def _explain(self, wanted: Explain) -> Explanation:
-        served = self._meant(wanted)
-        loads, name = self._director.loads, served.config.name
         try:
-            return await trio.to_thread.run_sync(explain, served.service, loads, name, wanted.url)
+            served = self._meant(wanted)
+            service = served.service
+            found = explain(service, self._director.loads, served.config.name, wanted.url)
         except ValueError as error:
             raise CommandError(str(error)) from None
+        leaving = await trio.to_thread.run_sync(departures, service, wanted.url)
+        return msgspec.structs.replace(found, departures=leaving)
 
     def _setting(self, wish: Admin) -> Callable[[OfNode], AsyncGenerator[NodeReport, None]]:
         async def answer(wanted: OfNode) -> AsyncGenerator[NodeReport, None]:
@@ -107,7 +122,7 @@ class BalancerCommands:
             yield report
 
     def _meant(self, wanted: Explain) -> Served:
-        """The service that is named, or that the URL names, or the only one."""
+        """The service that is named, or that the URL names, or the only one. `ValueError`: it is no URL."""
         served = list(self._director.served.values())
         if wanted.service is not None:
             return _only([each for each in served if each.config.name == wanted.service], served)

@@ -15,6 +15,7 @@ from balancer.ebpf import plane
 from balancer.engine import BalancerEngine
 from balancer.inquiry import inquiry
 from balancer.prober import Prober
+from balancer.problems import Problems
 from balancer.report import Reporter
 from balancer.saved import SavedWords
 from common import engine
@@ -95,6 +96,7 @@ class _Daemon:
         inquire = inquiry(self._channels, lambda: director.services)
         self._prober = Prober(keys.sign, self._verdicts.take, inquire, counters, logger)
         self._reporter = Reporter(started, director, self._channels, lambda: counters, self._prober.problems)
+        self._differences: dict[str, Problems] = {}
         self._follow_director()
 
     def serve(self, watch: NetworkWatch) -> None:
@@ -123,8 +125,9 @@ class _Daemon:
         serve(self._engine._replace(tend=self._tend), running, watch, self._logger)
 
     def _tend(self) -> list[str]:
+        """The prober first: where the plane cannot be restored, nodes must not count as failed besides."""
         self._director.look_at_paths()
-        return [*self._engine.tend(), *self._prober.tend()]
+        return [*self._prober.tend(), *self._engine.tend()]
 
     def _reload(self) -> list[str]:
         """All of it, or nothing."""
@@ -133,11 +136,11 @@ class _Daemon:
             raise ConfigError(f"{', '.join(fixed)} cannot change while the balancer runs: restart it")
         keyring = self._keys.read()
         self._director.configure(wanted)
-        self._keys.take(keyring)
-        self._engine.take_keys()
-        self._logger.setLevel(wanted.host.log_level.upper())
         self._config = wanted
         self._follow_director()
+        self._logger.setLevel(wanted.host.log_level.upper())
+        self._keys.take(keyring)
+        self._engine.take_keys()
         said = [
             f"{_counted(len(wanted.services), 'service')}, generation {self._director.generation}",
             *wanted.warnings,
@@ -155,7 +158,10 @@ class _Daemon:
         self._channels.set_nodes(
             Peer(name, addresses[name].packed, tuple(indexes)) for name, indexes in having.items()
         )
+        known = self._differences
+        self._differences = {name: known.get(name) or Problems(name, self._logger) for name in addresses}
         self._prober.set_targets(targets(self._director))
+        self._verdicts.forget_strangers()
 
     def _hear(self, name: str) -> None:
         """A node's channel has something to say."""
@@ -164,6 +170,7 @@ class _Daemon:
         if word.state is State.OK and word.report is not None:
             flows = {vip.vip_index: vip.flows for vip in word.report.facts.vips}
             self._director.hear(address, flows)
+            self._differences[name].are(self._reporter.differences(name))
         else:
             self._director.hear(address, None)
 

@@ -65,6 +65,8 @@ class Director:
         self._resets: deque[Iterator[Packet]] = deque()
         self._woken = trio.Event()
         self._paths_changed = False
+        self._refusal = ""
+        """Why the plane has not taken the last change."""
         self._served: dict[int, Served] = {}
         self._served = self._planned(config, time.monotonic())
 
@@ -174,10 +176,10 @@ class Director:
             before = known.get(wanted.vip)
             if before is None:
                 roster = Roster(members, settings)
-                roster.from_saved(self._saved.words, now)
             else:
                 roster = copy.deepcopy(before.roster)
                 roster.configure(members, settings, now)
+            roster.from_saved(self._saved.words, now)
             weights = roster.weights(now)
             service = self._made(wanted, weights, self._max_payload(wanted.pool))
             planned[wanted.index] = Served(wanted, roster, service, weights)
@@ -254,8 +256,7 @@ class Director:
             for change in changes:
                 if change.has_failed:
                     address = served.service.nodes[change.node].address
-                    farewells = self._directed().forget_node(served.config.index, address)
-                    self._resets.append(iter(farewells))
+                    self._resets.append(self._directed().forget_node(served.config.index, address))
 
     def _having(self, node: str) -> list[Served]:
         found = [
@@ -289,18 +290,24 @@ class Director:
             self._refresh()
 
     def _refresh(self) -> None:
-        """Where the host refuses it, it is tried again with the next change."""
+        """Where the host refuses it, it is tried again with the next tick, and said once."""
         try:
             self.refresh()
         except HostError as error:
-            self._logger.error("the data plane does not take what has changed: %s", error)
+            if str(error) != self._refusal:
+                self._logger.error("the data plane does not take what has changed: %s", error)
+            self._refusal = str(error)
+        else:
+            self._refusal = ""
 
     def _count_rates(self) -> None:
         loads, now = self.loads, time.monotonic()
-        for index, served in self._served.items():
-            for node in served.config.pool.nodes:
-                key = (index, node.address.packed)
-                self._rates.note(key, loads.of(*key).handed, now)
+        keys = [
+            (index, node.address.packed)
+            for index, served in self._served.items()
+            for node in served.config.pool.nodes
+        ]
+        self._rates.note({key: loads.of(*key).handed for key in keys}, now)
 
     async def _reset_flows(self) -> None:
         while True:

@@ -57,6 +57,12 @@ class ProbePorts:
         self._waiting: deque[tuple[float, int]] = deque(
             (0.0, port) for port in (*ports[first:], *ports[:first])
         )
+        self._size = len(ports)
+
+    @property
+    def are_in_use(self) -> bool:
+        """Whether any of them has been taken and not been given back."""
+        return len(self._waiting) < self._size
 
     def take(self, now: float) -> int | None:
         """One that was given back long enough ago; None: they are all in use, or too fresh."""

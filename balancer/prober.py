@@ -48,6 +48,8 @@ class Target(NamedTuple):
     """Where to ask from; None: the address that this host uses on the way to the node."""
 
 
+_Asker = tuple[str, IPv4Address | None]
+"""A node and the `source` that it is checked from: what several of its services may have in common."""
 Inquire = Callable[[Target, bytes, int], Awaitable[Hearsay]]
 """What the target's node says of the flow of a client's address (4 bytes) and port, elsewhere."""
 
@@ -75,8 +77,8 @@ class Prober:
         self._targets: dict[tuple[int, bytes], Target] = {}
         self._scopes: dict[tuple[int, bytes], trio.CancelScope] = {}
         self._sockets: dict[IPv4Address, ProbeSocket] = {}
-        self._problems: dict[str, str] = {}
-        self._asks_from: dict[str, IPv4Address] = {}
+        self._problems: dict[_Asker, str] = {}
+        self._asks_from: dict[_Asker, IPv4Address] = {}
         self._icmp_errors: dict[tuple[int, bytes], str] = {}
         """The last one about each target, as long as nothing has come back since: routers ration them, and a
         check that got none of its own is silent for the same reason.
@@ -92,9 +94,9 @@ class Prober:
         fresh = [key for key, target in wanted.items() if self._targets.get(key) != target]
         self._targets = wanted
         self._icmp_errors = {key: said for key, said in self._icmp_errors.items() if key in wanted}
-        names = {target.node for target in wanted.values()}
-        self._problems = {node: text for node, text in self._problems.items() if node in names}
-        self._asks_from = {node: source for node, source in self._asks_from.items() if node in names}
+        askers = {_asker(target) for target in wanted.values()}
+        self._problems = {asker: text for asker, text in self._problems.items() if asker in askers}
+        self._asks_from = {asker: source for asker, source in self._asks_from.items() if asker in askers}
         for key in fresh:
             self._start(key)
 
@@ -110,7 +112,7 @@ class Prober:
         said = []
         now = time.monotonic()
         for address, used in list(self._sockets.items()):
-            if now - used.used_at > _IDLE_SECONDS:
+            if now - used.used_at > _IDLE_SECONDS and not used.ports.are_in_use:
                 self._sockets.pop(address).close()
         found = interfaces() if self._sockets else []
         for used in self._sockets.values():
@@ -168,9 +170,9 @@ class Prober:
         if port is None:
             self._complain(target, f"node {target.node} is not checked: all ports for checks are in use")
             return
-        self._problems.pop(target.node, None)
-        if self._asks_from.get(target.node) != source:
-            self._asks_from[target.node] = source
+        self._problems.pop(_asker(target), None)
+        if self._asks_from.get(_asker(target)) != source:
+            self._asks_from[_asker(target)] = source
             self._logger.info("node %s is checked from %s", target.node, source, extra={"node": target.node})
         isns = secrets.randbits(32), secrets.randbits(32)
         probe = Probe(target.check, (source.packed, port), isns, self._sign, wall_clock)
@@ -221,8 +223,8 @@ class Prober:
 
     def _complain(self, target: Target, text: str) -> None:
         """Once, as long as it stays the same."""
-        if self._problems.get(target.node) != text:
-            self._problems[target.node] = text
+        if self._problems.get(_asker(target)) != text:
+            self._problems[_asker(target)] = text
             self._logger.warning("%s", text, extra={"node": target.node})
 
     def _socket(self, source: IPv4Address) -> ProbeSocket:
@@ -235,6 +237,10 @@ class Prober:
     def _listen(self, pump: Callable[[Tap], Awaitable[None]], tap: Tap) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(pump, tap)
+
+
+def _asker(target: Target) -> _Asker:
+    return target.node, target.source
 
 
 def _address_towards(node: IPv4Address) -> IPv4Address:

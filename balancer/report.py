@@ -57,6 +57,11 @@ class Reporter:
             if state.name == name
         ]
 
+    def differences(self, name: str) -> list[str]:
+        """Where a node's packetbridge and this balancer are not made for each other, by its last report."""
+        word = self._channels.word(name)
+        return [*word.release_problems(RELEASE), *self._vip_map_problems(word)]
+
     def channels(self) -> list[ChannelReport]:
         now = time.monotonic()
         reports = []
@@ -123,7 +128,7 @@ class Reporter:
             word = self._channels.word(name)
             if word.state not in (State.OK, State.UNKNOWN):
                 warnings.append(f"channel to node {name}: {word.text}")
-            warnings += self._vip_map_problems(word)
+            warnings += self.differences(name)
             warnings += word.marking_problems()
             if word.clock_offset is not None and abs(word.clock_offset) > CLOCK_WARNING_SECONDS:
                 warnings.append(f"the clock of node {name} is {word.clock_offset:+.0f} s off")

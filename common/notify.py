@@ -26,11 +26,6 @@ def stopping() -> None:
     _send("STOPPING=1")
 
 
-def status(text: str) -> None:
-    """One line, shown by `systemctl status`."""
-    _send(f"STATUS={text}")
-
-
 def watchdog_seconds() -> float | None:
     """How long the manager waits for a sign of life; None where it does not, or means another process."""
     period = os.environ.get("WATCHDOG_USEC", "")

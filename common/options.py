@@ -245,7 +245,7 @@ def parse_command(
 
 def restart_only_of_host(old: HostConfig, new: HostConfig) -> list[str]:
     """The keys that differ and that a running daemon does not change."""
-    names = (
+    fields = (
         "engine",
         "keep_flows",
         "state_dir",
@@ -255,6 +255,6 @@ def restart_only_of_host(old: HostConfig, new: HostConfig) -> list[str]:
         "control",
         "control_group",
         "metrics",
+        "channel_port",
     )
-    fields = (*names, "channel_port")
     return [name.replace("_", "-") for name in fields if getattr(old, name) != getattr(new, name)]

@@ -85,6 +85,13 @@ class NodeWord(NamedTuple):
             problems.append(f"node {self.node} {said}")
         return problems
 
+    def release_problems(self, ours: str) -> list[str]:
+        """Whether the node, if it answers, runs another release than the balancer, which is ``ours``."""
+        if self.state is not State.OK or self.report is None or self.report.facts.release == ours:
+            return []
+        theirs = self.report.facts.release
+        return [f"node {self.node} runs release {theirs}, the balancer {ours}: bring both to the same one"]
+
     def marking_problems(self) -> list[str]:
         """Which DSCPs do not reach the node as they were sent."""
         return [

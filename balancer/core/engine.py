@@ -170,8 +170,8 @@ class BalancerCore:
             self.loads.configure(service.vip_index, weights, service.load_factor)
         return forgotten
 
-    def forget_node(self, vip_index: int, node: bytes, now: float) -> list[Packet]:
-        """Forget all flows of a VIP index at ``node``, a bridge address.
+    def forget_node(self, vip_index: int, node: bytes, now: float) -> Iterator[Packet]:
+        """Forget all flows of a VIP index at ``node``, a bridge address, at once.
 
         What is returned has their clients reset, by what `receive` answers to them.
         """

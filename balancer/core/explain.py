@@ -16,10 +16,8 @@ from common.reports import Departure, Explanation
 
 
 def explain(service: Service, loads: Loads, name: str, url: str) -> Explanation:
-    """For the service called ``name``; ``url`` is whole or the path alone, as a request has it.
-
-    Builds a table for each node, which takes its time (`common.hashing.maglev`). `ValueError`, one line, for
-    what is no URL of a request.
+    """For the service called ``name``, all but the `departures`; ``url`` is whole or the path alone, as a
+    request has it. `ValueError`, one line, for what is no URL of a request.
     """
     key = _key_of(service, url)
     key_hash = xxh64(key, service.hash_seed)
@@ -44,9 +42,17 @@ def explain(service: Service, loads: Loads, name: str, url: str) -> Explanation:
         slots=len(table.slots),
         node=choice.node.name,
         sequence=list(dict.fromkeys(node_sequence(table, key_hash))),
-        departures=list(_departures(service, table, key_hash)),
         text="all nodes of the sequence have their share of flows: the first one gets it" if is_full else "",
     )
+
+
+def departures(service: Service, url: str) -> list[Departure]:
+    """What of ``url`` and of all slots would change with each node that left. `ValueError` as of `explain`.
+
+    Builds a table for each node, which takes its time (`common.hashing.maglev`); any thread may do it.
+    """
+    key_hash = xxh64(_key_of(service, url), service.hash_seed)
+    return [] if service.table is None else list(_departures(service, service.table, key_hash))
 
 
 def _departures(service: Service, table: LookupTable, key_hash: int) -> Iterator[Departure]:

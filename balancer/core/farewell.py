@@ -26,17 +26,19 @@ from common.wire.tcp_options import Timestamps
 _TURNS = {Phase.OPEN: 0, Phase.FIN_AHEAD: 0, Phase.FINISHED: 1}
 
 
-def farewells(flows: Iterable[tuple[FlowKey, Flow]], now: float) -> list[Packet]:
+def farewells(flows: Iterable[tuple[FlowKey, Flow]], now: float) -> Iterator[Packet]:
     """To clients and nodes of ``flows``, where a client may still speak first, since they may be sent slowly;
-    none where it has reset its flow.
+    none where it has reset its flow. ``flows`` is read at once, each packet made when it is asked for.
     """
     waiting = [(key, flow) for key, flow in flows if flow.activity.phase in _TURNS]
     waiting.sort(key=lambda entry: _TURNS[entry[1].activity.phase])
-    packets: list[Packet] = []
-    for key, flow in waiting:
-        packets.append(rewrite.applied(flow.node.plan, segments.emit(reset_of_client(key, flow))))
-        packets += [segments.emit(segment) for segment in farewell(key, flow, now)]
-    return packets
+    return (packet for key, flow in waiting for packet in _farewells(key, flow, now))
+
+
+def _farewells(key: FlowKey, flow: Flow, now: float) -> Iterator[Packet]:
+    yield rewrite.applied(flow.node.plan, segments.emit(reset_of_client(key, flow)))
+    for segment in farewell(key, flow, now):
+        yield segments.emit(segment)
 
 
 def reset_of_client(key: FlowKey, flow: Flow) -> Segment:

@@ -36,12 +36,12 @@ class MapLoads:
                 entries.delete(key)
 
     def configure(self, vip_index: int, weights: Mapping[bytes, int], factor: int) -> None:
+        for identity in [each for each in self._of_index(vip_index) if each.node not in weights]:
+            self._forget_node(identity)
         for node, weight in weights.items():
             identity = NodeId(node, vip_index)
             self._handed.update(NODE_ID.pack(identity), bytes(_NUMBER.size), Update.NOEXIST)
             self._write(identity, self._rows.get(identity, _NEW_NODE)._replace(weight=weight))
-        for identity in [each for each in self._of_index(vip_index) if each.node not in weights]:
-            self._forget_node(identity)
         self._sums[vip_index] = _NO_LOAD._replace(factor=factor)
         self._add_up(vip_index)
 

@@ -27,47 +27,51 @@ _SECONDS = 30.0
 
 class NodeRoutes:
     def __init__(self, routes: HashMap, nodes: Iterable[IPv4Address]) -> None:
-        self.mtu = DEFAULT_MTU
-        """Bytes of the largest IP packet that fits on the way to every configured node that has a route."""
         self._routes = routes
-        self._configured = set(nodes)
-        self._known = {IPv4Address(node) for node, _ in routes.items()}
-        self.refresh()
+        self._mtus: dict[IPv4Address, int | None] = {}
+        """Of all nodes that are looked after; None where there is no route."""
+        self._configured: set[IPv4Address] = set()
+        for node, _ in list(routes.items()):
+            self._look_up(IPv4Address(node))
+        self.serve(nodes)
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of the largest IP packet that fits on the way to every configured node that has a route."""
+        known = (self._mtus[node] for node in self._configured)
+        return min((mtu for mtu in known if mtu is not None), default=DEFAULT_MTU)
 
     def serve(self, nodes: Iterable[IPv4Address]) -> None:
         """These are configured from now on."""
-        before, self._configured = self._configured, set(nodes)
-        if self._configured != before:
-            self.refresh()
-
-    def refresh(self) -> None:
-        """Nodes for which there is no room in the map are left to the kernel."""
-        self._known |= self._configured
-        for node in self._known:
-            with suppress(TableFullError):
-                self._routes.update(node.packed, ROUTE.pack(_row(node)))
-        self.mtu = min(_mtus(self._configured), default=DEFAULT_MTU)
+        configured = set(nodes)
+        for node in configured - self._mtus.keys():
+            self._look_up(node)
+        self._configured = configured
 
     async def follow(self, watch: NetworkWatch, then: Callable[[], None]) -> None:
-        """For ever; ``then`` is called after each refreshment.
+        """For ever; ``then`` is called after each round.
 
-        Where routes change all the time, most of it is left to the packet loop.
+        With very many nodes a round takes long, so others have their turn between any two; and where routes
+        change all the time, most of it is left to the packet loop.
         """
         while True:
             with trio.move_on_after(_SECONDS):
                 await watch.changed()
             began = time.monotonic()
-            self.refresh()
+            for node in list(self._mtus):
+                self._look_up(node)
+                await trio.lowlevel.checkpoint()
             then()
             await trio.sleep(_SHARE * (time.monotonic() - began))
 
-
-def _mtus(nodes: Iterable[IPv4Address]) -> list[int]:
-    mtus = []
-    for node in nodes:
-        with suppress(HostError):  # there is no route
-            mtus.append(route_mtu(node))
-    return mtus
+    def _look_up(self, node: IPv4Address) -> None:
+        """A node for which there is no room in the map is left to the kernel."""
+        with suppress(TableFullError):
+            self._routes.update(node.packed, ROUTE.pack(_row(node)))
+        try:
+            self._mtus[node] = route_mtu(node)
+        except HostError:  # there is no route
+            self._mtus[node] = None
 
 
 def _row(node: IPv4Address) -> RouteRow:

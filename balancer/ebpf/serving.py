@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 
@@ -76,7 +76,7 @@ class Serving:
         if self._routes.mtu != self._mtu:
             self.apply(self._services)
 
-    def forget_node(self, flows: MapFlowTable, vip_index: int, node: bytes) -> list[Packet]:
+    def forget_node(self, flows: MapFlowTable, vip_index: int, node: bytes) -> Iterator[Packet]:
         """As `BalancerCore.forget_node`, without a look at the flows of other nodes."""
         now = time.monotonic()
         return farewells(flows.take_of_node(vip_index, node), now)

@@ -14,6 +14,7 @@ start recognises them by their protocol number, and by the interface whose index
 indexes are unique in a host, and handed out again only after 2^31 others.
 """
 
+import errno
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from socket import AF_INET
@@ -41,15 +42,15 @@ def route_mtu(address: IPv4Address) -> int:
     with IPRoute() as netlink:
         try:
             (route,) = netlink.route("get", dst=str(address))
-        except NetlinkError as error:
+            metrics = route.get_attr("RTA_METRICS")
+            mtu = metrics.get_attr("RTAX_MTU") if metrics else None
+            if mtu is None:
+                (link,) = netlink.get_links(route.get_attr("RTA_OIF"))
+                mtu = link.get_attr("IFLA_MTU")
+        except NetlinkError as error:  # of the interface, too, which may have gone since the first answer
             raise HostError(
                 f"no route to {address} ({_text(error)}): add one or correct the address"
             ) from error
-        metrics = route.get_attr("RTA_METRICS")
-        mtu = metrics.get_attr("RTAX_MTU") if metrics else None
-        if mtu is None:
-            (link,) = netlink.get_links(route.get_attr("RTA_OIF"))
-            mtu = link.get_attr("IFLA_MTU")
     return int(mtu)
 
 
@@ -103,9 +104,7 @@ class ReplyRoutes:
         restored = []
         try:
             with IPRoute() as netlink:
-                routes = netlink.get_routes(family=AF_INET, table=self._number)
-                if not any(route.get_attr("RTA_OIF") == self._route["oif"] for route in routes):
-                    netlink.route("replace", **self._route)
+                if _add(netlink.route, self._route):
                     restored.append("the route of the backends' replies had gone: it is there again")
                 present = [(each.mark, each.priority) for each in _own_rules(netlink)]
                 for rule in _rules(self._number):
@@ -130,9 +129,10 @@ def remove_leftovers() -> int:
 
     Returns of how many packetbridges they were.
     """
-    alive = {_TABLE_BASE + interface.index for interface in interfaces()}
     with IPRoute() as netlink:
-        dead = {rule.mark for rule in _own_rules(netlink)} - alive
+        left = {rule.mark for rule in _own_rules(netlink)}
+        # Asked for last: one that is about to start has its TUN before its rules.
+        dead = left - {_TABLE_BASE + interface.index for interface in interfaces()}
         for number in dead:
             for rule in _rules(number):
                 _remove(netlink.rule, rule)
@@ -169,6 +169,17 @@ def _rules(number: int) -> list[dict[str, Any]]:
         {**marked, "priority": RULE_PRIORITY, "table": number},
         {**marked, "priority": RULE_PRIORITY + 1, "action": "blackhole"},
     ]
+
+
+def _add(request: Callable[..., Any], target: dict[str, Any]) -> bool:
+    """False where it is there. Routes are not listed for that: a host may have very many."""
+    try:
+        request("add", **target)
+    except NetlinkError as error:
+        if error.code == errno.EEXIST:
+            return False
+        raise
+    return True
 
 
 def _remove(request: Callable[..., Any], target: dict[str, Any]) -> None:

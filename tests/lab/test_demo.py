@@ -122,6 +122,11 @@ def test_the_demo_finds_everything_as_it_has_to_be_and_leaves_nothing(engine: st
     assert "The same node both times: 300 of 300 URLs." in shown
     assert "NGINX has logged 600 requests from 198.51.100.10: the client itself." in shown
     assert "TcpRetransSegs 0, TcpInCsumErrors 0." in shown or overflows() > overflowed
+    assert "The balancer says: node2 is down: the backend refuses connections" in shown
+    assert len(re.findall(r"[1-9]\d* requests for URLs of other nodes: none failed, \d+ moved\.", shown)) == 2
+    assert "The download came to its end; `l3dsr drain` waited for it." in shown
+    for name in ("node2", "node3"):
+        assert re.search(rf"{name}'s [1-9]\d* URLs are served all the same: ", shown)
     assert max(len(line) for line in lines) <= 110
     assert not any(found.prefix.startswith(f"l3dsr-{running.pid}-") for found in run_directory.find())
 

@@ -1,79 +1,39 @@
 """`l3dsr doctor` names what is really wrong, with its cure, and finds nothing in a sound lab."""
 
-import json
 import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from lab import Host, Lab, Process, daemon_program
+from lab import Host, Lab, daemon_program
 from tests.lab import checked
-from tests.lab.checked import ALL, await_all_up, await_state, ruled
-from tests.lab.configured import bridge, vip
+from tests.lab.checked import ALL, ruled
+from tests.lab.examined import (
+    FAULT,
+    OK,
+    WARNING,
+    await_sound,
+    examined,
+    no_backend,
+    no_packetbridge,
+    only,
+    start_sound,
+)
 from tests.lab.observed import daemon_of, tun_of
 from tests.lab.sockets import await_that
 
 pytestmark = pytest.mark.root
+on_one_engine = pytest.mark.engine("raw", reason="nothing of the engine is looked at")
 
 VIP_ADDRESS = "192.168.33.10"
-SHIFTED = Path(__file__).with_name("shifted.py")
-FAULT, WARNING, OK = "fault", "warning", "ok"
-
-
-class Finding(NamedTuple):
-    daemon: str
-    check: str
-    level: str
-    found: str
-    change: str
-
-
-class Examined(NamedTuple):
-    code: int
-    findings: list[Finding]
-
-    def of(self, check: str, name: str = "") -> list[Finding]:
-        """Of one check, and of what is called so."""
-        return [each for each in self.findings if each.check == check and name in each.found]
-
-    def bad(self, *levels: str) -> list[Finding]:
-        return [each for each in self.findings if each.level in levels]
 
 
 @pytest.fixture(scope="module")
 def sound_lab(lab: Lab) -> Lab:
-    """GRO is on, as it is with real network cards; a veth device has it off at first."""
-    for host in (lab.balancer, *lab.nodes):
-        host.run(["ethtool", "-K", "eth0", "gro", "on"])
-    for node in lab.topology.nodes:
-        lab.start_packetbridge(node.name)
-    checked.start(lab)
-    await_sound(lab)
+    start_sound(lab)
     return lab
-
-
-def examined(host: Host, *options: str, under: Sequence[str] = ()) -> Examined:
-    """``under`` is a command that runs the tool with less."""
-    tool = [str(daemon_program("l3dsr")), "doctor", f"--state-dir={host.state_directory}", "--json"]
-    run = host.run([*under, *tool, *options], check=False)
-    assert run.stderr == ""
-    said = [json.loads(line) for line in run.stdout.splitlines()]
-    return Examined(run.returncode, [Finding(**each) for each in said])
-
-
-def await_sound(lab: Lab) -> None:
-    await_all_up(lab)
-    await_that(lambda: examined(lab.balancer).code == 0, 20)
-
-
-def only(findings: list[Finding]) -> Finding:
-    (found,) = findings
-    return found
 
 
 # --- a sound lab
@@ -95,6 +55,7 @@ def test_in_a_sound_lab_there_is_nothing_to_change(sound_lab: Lab, name: str) ->
         assert there == everywhere | {"forwarding", "tcp_rfc1337", "backend", "daemon"}
 
 
+@on_one_engine
 def test_people_read_the_same_as_a_page(sound_lab: Lab) -> None:
     shown = sound_lab.tool(sound_lab.balancer, "doctor").stdout
     found = examined(sound_lab.balancer)
@@ -275,6 +236,7 @@ def test_a_rule_that_drops_what_is_invalid_is_named_until_its_cure_is_applied(
     await_sound(sound_lab)
 
 
+@on_one_engine
 def test_a_shell_without_privileges_is_told_so(sound_lab: Lab) -> None:
     less = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw"]
     found = examined(sound_lab.balancer, under=less)
@@ -284,6 +246,7 @@ def test_a_shell_without_privileges_is_told_so(sound_lab: Lab) -> None:
     assert found.code == 0
 
 
+@on_one_engine
 def test_a_host_without_tun_devices_is_told_so(sound_lab: Lab) -> None:
     hidden = 'mount -t tmpfs none /dev/net && exec "$@"'
     found = examined(sound_lab.balancer, under=["unshare", "--mount", "sh", "-c", hidden, "sh"])
@@ -292,6 +255,7 @@ def test_a_host_without_tun_devices_is_told_so(sound_lab: Lab) -> None:
     assert found.code == 1
 
 
+@on_one_engine
 def test_somebody_who_may_not_ask_the_daemon_is_told_so(sound_lab: Lab) -> None:
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     found = examined(sound_lab.balancer, "balancer", under=nobody)
@@ -302,6 +266,7 @@ def test_somebody_who_may_not_ask_the_daemon_is_told_so(sound_lab: Lab) -> None:
     assert refused.stderr.endswith(" is not for you: add yourself to its group (l3dsr), or use sudo\n")
 
 
+@on_one_engine
 def test_a_key_file_that_others_can_read_is_named(sound_lab: Lab) -> None:
     readable = sound_lab.directory / "readable.key"
     readable.write_text("0123456789abcdef0123456789abcdef\n")
@@ -314,213 +279,6 @@ def test_a_key_file_that_others_can_read_is_named(sound_lab: Lab) -> None:
     assert str(readable) in only(found.of("key")).found
     assert "0600" in only(found.of("key")).change
     assert found.code == 1
-
-
-# --- the path
-
-
-@contextmanager
-def instead(lab: Lab, node: str, start: Callable[[], Process | None]) -> Iterator[None]:
-    """Another packetbridge, or none, in place of the node's own."""
-    daemon_of(lab.hosts[node]).stop()
-    other: Process | None = None
-    try:
-        other = start()
-        yield
-    finally:
-        if other is not None:
-            other.stop()
-        lab.start_packetbridge(node)
-
-
-def other_key(lab: Lab, node: str) -> AbstractContextManager[None]:
-    other = lab.directory / "other.key"
-    other.touch(0o600)
-    other.write_text("0123456789abcdef0123456789abcdef\n")
-    return instead(lab, node, lambda: lab.start_packetbridge(node, f"--key-file={other}"))
-
-
-def other_clock(lab: Lab, node: str, *, seconds: int) -> AbstractContextManager[None]:
-    host = lab.hosts[node]
-    command = daemon_of(host).argv[4:]
-
-    def start() -> Process:
-        daemon = host.start([sys.executable, str(SHIFTED), str(seconds), *command], name="packetbridge")
-        daemon.wait_for("ready", 60)
-        return daemon
-
-    return instead(lab, node, start)
-
-
-def other_map(lab: Lab, node: str) -> AbstractContextManager[None]:
-    own = lab.topology.node(node)
-    text = bridge(lab, node, vip(f"{VIP_ADDRESS}:80", 5, f"{own.backend}:80"))
-    return instead(lab, node, lambda: lab.start_configured(lab.hosts[node], "packetbridge", text))
-
-
-def no_packetbridge(lab: Lab, node: str) -> AbstractContextManager[None]:
-    return instead(lab, node, lambda: None)
-
-
-@contextmanager
-def no_backend(lab: Lab, node: str) -> Iterator[None]:
-    lab.nginx[node].stop()
-    try:
-        yield
-    finally:
-        lab.nginx[node].start()
-
-
-@contextmanager
-def at_router(lab: Lab, node: str, *, hook: str, rule: str) -> Iterator[None]:
-    """``rule`` has the node's bridge address as BRIDGE, and its link as LINK."""
-    text = rule.replace("BRIDGE", str(lab.topology.node(node).bridge)).replace("LINK", node)
-    table = f"breakage_{node}"
-    chain = f"{{ type filter hook {hook} priority -150; }}"
-    lab.router.run(["nft", f"add table ip {table}; add chain ip {table} {hook} {chain}"])
-    try:
-        lab.router.run(["nft", f"add rule ip {table} {hook} {text}"])
-        yield
-    finally:
-        lab.router.run(["nft", "delete", "table", "ip", table])
-
-
-@contextmanager
-def narrow(lab: Lab, node: str) -> Iterator[None]:
-    """A black hole: large packets vanish, and no ICMP error tells of it."""
-    rule = "ip daddr BRIDGE meta length > 1300 drop"
-    with at_router(lab, node, hook="forward", rule=rule):
-        yield
-
-
-class OnPath(NamedTuple):
-    """What is done on the way to a node, and what the balancer's doctor says of it: by check, level, what
-    is found and what to change.
-    """
-
-    do: Callable[[Lab, str], AbstractContextManager[None]]
-    expected: Mapping[str, tuple[str, str, str]]
-    is_down: bool = True
-
-
-PATHS = {
-    "other_key": OnPath(
-        other_key,
-        {
-            "channel": (FAULT, "key", "put the same key file on both"),
-            "health": (FAULT, "is the key file the same", "put the same key file on both"),
-        },
-    ),
-    "clock_two_minutes_off": OnPath(
-        partial(other_clock, seconds=120),
-        {
-            "channel": (FAULT, "", "set both clocks (NTP)"),
-            "clock": (FAULT, "over 1 min 0 s off: handoffs are refused", "set both clocks (NTP)"),
-        },
-    ),
-    "clock_half_a_minute_off": OnPath(
-        partial(other_clock, seconds=-30),
-        {"clock": (WARNING, "its clock is 30", "set both clocks (NTP)")},
-        is_down=False,
-    ),
-    "vip_map_different": OnPath(
-        other_map,
-        {"vip map": (FAULT, "DSCP 5", "have balancer and packetbridge say the same DSCP, VIP and port")},
-    ),
-    "dscp_cleared": OnPath(
-        partial(at_router, hook="forward", rule="ip daddr BRIDGE ip dscp set cs0"),
-        {
-            "dscp": (
-                FAULT,
-                "DSCP 1 (TOS 4, 0x04) arrives as DSCP 0",
-                "have the routers on the way leave DSCP 1",
-            ),
-            "health": (FAULT, "a router on the way remarks it", "packetbridge"),
-        },
-    ),
-    "dscp_dropped": OnPath(
-        partial(at_router, hook="forward", rule="ip daddr BRIDGE ip dscp 1 drop"),
-        {"dscp": (FAULT, "DSCP 1 (TOS 4, 0x04) does not arrive", "choose another one on both sides")},
-    ),
-    "vip_filtered": OnPath(
-        partial(at_router, hook="forward", rule=f'iifname "LINK" ip saddr {VIP_ADDRESS} drop'),
-        {"health": (FAULT, "does a filter on the way (uRPF) drop that source?", "a filter (uRPF, BCP 38)")},
-    ),
-    "backend_stopped": OnPath(
-        no_backend,
-        {"health": (FAULT, "the backend refuses connections", "start the server on the node")},
-    ),
-    "packetbridge_stopped": OnPath(
-        no_packetbridge,
-        {
-            "channel": (FAULT, "", "start the packetbridge on"),
-            "health": (FAULT, "", "start the packetbridge on the node"),
-        },
-    ),
-    "large_packets_vanish": OnPath(
-        narrow,
-        {"mtu": (FAULT, "packets of 1500 bytes do not arrive", "mtu N")},
-        is_down=False,
-    ),
-    "channel_filtered": OnPath(
-        partial(at_router, hook="forward", rule="ip daddr BRIDGE udp dport 19507 drop"),
-        {"channel": (FAULT, "", "let UDP to the channel's port pass")},
-        is_down=False,
-    ),
-    "no_route": OnPath(
-        partial(at_router, hook="forward", rule="ip daddr BRIDGE reject with icmp type host-unreachable"),
-        {"health": (FAULT, "", "see that the node is up and that this host has a route")},
-    ),
-}
-ROUNDS = [list(PATHS)[at : at + len(ALL)] for at in range(0, len(PATHS), len(ALL))]
-"""Each node has something else that is wrong."""
-
-
-@pytest.mark.parametrize("names", ROUNDS, ids="-".join)
-def test_what_is_wrong_on_the_path_is_named_with_its_cure(sound_lab: Lab, names: list[str]) -> None:
-    cases = dict(zip(ALL, (PATHS[name] for name in names), strict=True))
-    with ExitStack() as broken:
-        for node, case in cases.items():
-            broken.enter_context(case.do(sound_lab, node))
-        for node, case in cases.items():
-            await_state(sound_lab, node, "down" if case.is_down else "up")
-
-        def complaints() -> list[str]:
-            found = examined(sound_lab.balancer)
-            assert found.code == 1
-            return [
-                f"{node}: {check} {level} {said!r} {change!r} not in {found.of(check, node)}"
-                for node, case in cases.items()
-                for check, (level, said, change) in case.expected.items()
-                if not any(
-                    level == each.level and said in each.found and change in each.change
-                    for each in found.of(check, node)
-                )
-            ]
-
-        try:
-            await_that(lambda: complaints() == [], 12)
-        finally:
-            print("\n".join(complaints()))
-    await_sound(sound_lab)
-
-
-def test_a_narrow_path_that_tells_of_itself_is_no_fault(sound_lab: Lab) -> None:
-    sound_lab.set_path_mtu("node2", 1300)
-    try:
-        await_that(lambda: "1300 bytes" in only(mtu_of(sound_lab, "node2")[:1]).found)
-        shrunk, arriving = mtu_of(sound_lab, "node2")
-        assert shrunk.level == WARNING
-        assert "raise the MTU on the way to 192.168.33.21" in shrunk.change
-        assert arriving.level == OK
-    finally:
-        sound_lab.set_path_mtu("node2", 1500)
-        sound_lab.balancer.run(["ip", "route", "flush", "cache"])
-    await_sound(sound_lab)
-
-
-def mtu_of(lab: Lab, node: str) -> list[Finding]:
-    return examined(lab.balancer).of("mtu", node)
 
 
 def test_a_node_s_doctor_says_that_the_backend_is_stopped(sound_lab: Lab) -> None:
@@ -536,6 +294,7 @@ def test_a_node_s_doctor_says_that_the_backend_is_stopped(sound_lab: Lab) -> Non
 # --- a daemon that does not answer
 
 
+@on_one_engine
 def test_without_its_daemon_a_host_is_checked_all_the_same(sound_lab: Lab) -> None:
     with no_packetbridge(sound_lab, "node1"):
         found = examined(sound_lab.hosts["node1"], "packetbridge")
@@ -547,6 +306,7 @@ def test_without_its_daemon_a_host_is_checked_all_the_same(sound_lab: Lab) -> No
     await_sound(sound_lab)
 
 
+@on_one_engine
 def test_a_daemon_that_hangs_is_named(sound_lab: Lab) -> None:
     """And what it would have mended."""
     host = sound_lab.hosts["node1"]

@@ -12,7 +12,7 @@ from lab import Host, Lab
 from lab.impairment import TO_NODE
 from lab.process import POLL_SECONDS
 from tests.lab import checked
-from tests.lab.breakages import BREAKAGES, BRIDGE, packetbridge_frozen
+from tests.lab.breakages import BREAKAGES, BRIDGE, other_dscp, packetbridge_frozen
 from tests.lab.checked import (
     CHECK_SOURCE,
     await_all_up,
@@ -57,6 +57,17 @@ def test_the_broken_part_is_named(checked_lab: Lab, name: str) -> None:
         await_that(lambda: is_found(checked_lab, failure, text))
         shown = checked_lab.tool(checked_lab.balancer, "status").stdout
         assert text in shown.partition("node1 is down: ")[2]
+    await_all_up(checked_lab)
+
+
+def test_a_vip_map_that_differs_is_logged_when_it_does_and_when_no_longer(checked_lab: Lab) -> None:
+    """Whatever becomes of checks."""
+    log = daemon_of(checked_lab.balancer).read_log
+    before = len(log())
+    with other_dscp(checked_lab):
+        await_that(lambda: "WARNING: node node1 maps VIP 192.168.33.10:80 to DSCP 5, here" in log()[before:])
+    await_that(lambda: "INFO: no longer: node node1 maps VIP 192.168.33.10:80 to DSCP 5" in log()[before:])
+    assert log()[before:].count(" WARNING: node node1 maps ") == 1
     await_all_up(checked_lab)
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.root
 
 OTHER_VIP = f"{VIP_ADDRESS}:8080"
 MAIN_SERVICE = service(f"{VIP_ADDRESS}:80", 1, name="www")
-RELOADS = {"balancer": 1000, "packetbridge": 300}
+RELOADS = 1000
 SETTLED = 100
 GROWTH_KIB = 8 * 1024
 """Between the two: flows of the load are remembered, too. A lookup table has 128 KiB."""
@@ -123,8 +123,8 @@ def test_reloads_under_load_fail_no_request_and_leave_nothing_behind(lab: Lab, p
         reload_times(SETTLED, *changing)
         before, size = descriptors(daemon), resident_kib(daemon)
         shape = threads(daemon), footprint(host)
-        reload_times(RELOADS[program] - SETTLED, *changing)
+        reload_times(RELOADS - SETTLED, *changing)
         await_that(lambda: not descriptors(daemon) - before)
         assert (threads(daemon), footprint(host)) == shape
         assert resident_kib(daemon) < size + GROWTH_KIB
-    assert generation(host, program) == first + RELOADS[program]
+    assert generation(host, program) == first + RELOADS

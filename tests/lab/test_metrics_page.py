@@ -22,6 +22,7 @@ from tests.lab.sockets import ask, await_that, connection
 from tests.lab.terminal import Terminal
 
 pytestmark = pytest.mark.root
+on_one_engine = pytest.mark.engine("raw", reason="nothing of the engine is looked at")
 
 BALANCER_PORT, PACKETBRIDGE_PORT = 9713, 9714
 HUMAN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} balancer (INFO|WARNING|ERROR): .+")
@@ -120,6 +121,7 @@ def test_a_failed_node_and_failed_checks_are_in_the_metrics(lab: Lab) -> None:
     await_all_up(lab)
 
 
+@on_one_engine
 def test_nobody_but_the_host_itself_is_answered(lab: Lab) -> None:
     for address, port in (("10.33.0.2", BALANCER_PORT), ("10.33.1.2", PACKETBRIDGE_PORT)):
         refused = lab.client.run(
@@ -167,6 +169,7 @@ def test_the_page_says_that_its_daemon_is_gone_and_goes_on_when_it_is_back(lab: 
     await_all_up(lab)
 
 
+@on_one_engine
 def test_the_page_asks_nobody_but_its_daemon(lab: Lab) -> None:
     origin = f"http://127.0.0.1:{BALANCER_PORT}/"
     with Browser(lab.balancer, origin) as browser:
@@ -194,6 +197,7 @@ def test_lines_are_json_objects_with_their_fields(lab: Lab) -> None:
     assert any(re.search(r"\bup\b", event["event"]) for event in of_node)
 
 
+@on_one_engine
 def test_on_a_terminal_it_is_for_people_and_elsewhere_json(lab: Lab, tmp_path: Path) -> None:
     """``auto``, what the daemons do if nobody says otherwise."""
     options = [

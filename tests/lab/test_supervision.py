@@ -15,6 +15,7 @@ import pytest
 
 from common.control_client import NotRunningError, ask_once
 from lab import Host, Lab, Process
+from tests.lab import checked
 from tests.lab.configured import RELOADED, outcomes, reload_by_signal
 from tests.lab.fetch import curl
 from tests.lab.observed import daemon_of, tun_of
@@ -29,6 +30,7 @@ DAEMONS = {"balancer": "balancer", "node1": "packetbridge"}
 each_role = pytest.mark.parametrize("role", list(DAEMONS))
 SOURCES = Path(__file__).parents[2]
 KEEP = "--keep-flows"
+OTHER_RELEASE = "0.0.9"
 TAKEN_OVER = "the flows of an earlier run are carried on"
 NET_ADMIN, NET_RAW, SYS_ADMIN, PERFMON, BPF = (1 << number for number in (12, 13, 21, 38, 39))
 WORKING = NET_ADMIN | NET_RAW | PERFMON | BPF
@@ -254,12 +256,19 @@ def test_a_log_that_refuses_every_line_disturbs_nothing(running_lab: Lab, role: 
 # --- another version
 
 
+def nodes_of_other_releases(lab: Lab) -> set[str]:
+    """As the balancer warns of them."""
+    said = re.compile(rf"node (\w+) runs release [\d.]+, the balancer {re.escape(OTHER_RELEASE)}: ")
+    return {found[1] for warning in checked.report(lab).warnings if (found := said.match(warning))}
+
+
 @pytest.mark.engine("ebpf", reason="the raw data plane ends with its process")
 def test_an_upgrade_in_place_is_noticed_by_nobody(running_lab: Lab, tmp_path: Path) -> None:
-    """Another copy of the programs takes over, as the units have it; and the first one again after that."""
+    """Another release takes over, as the units have it; and the first one again after that."""
     copy = tmp_path / "copy"
     for package in ("balancer", "packetbridge", "common"):
         shutil.copytree(SOURCES / package, copy / package)
+    (copy / "common" / "release.py").write_text(f'RELEASE = "{OTHER_RELEASE}"\n')
     script = f'shift; cd {copy}; exec {sys.executable} -m $(basename "$0") "$@"'
     for role in DAEMONS:
         daemon_of(running_lab.hosts[role]).stop()
@@ -272,6 +281,7 @@ def test_an_upgrade_in_place_is_noticed_by_nobody(running_lab: Lab, tmp_path: Pa
             assert TAKEN_OVER in successor.read_log()
             assert str(copy) in Path(f"/proc/{successor.pid}/cwd").readlink().as_posix()
             going.must_go_on()
+        await_that(lambda: nodes_of_other_releases(running_lab) == {"node2", "node3"})
         for role in DAEMONS:
             daemon_of(running_lab.hosts[role]).stop()
             assert TAKEN_OVER in start_again(running_lab, role, KEEP).read_log()

@@ -38,6 +38,7 @@ from tests.lab.sockets import ask, await_that, connection
 from tests.lab.terminal import Terminal
 
 pytestmark = pytest.mark.root
+on_one_engine = pytest.mark.engine("raw", reason="the engine is behind the daemon's words")
 
 PORTS = count(33000)
 CLIENT, OTHER_CLIENT = "198.51.100.10", "198.51.100.11"
@@ -181,6 +182,7 @@ def frame(terminal: Terminal) -> list[str]:
     return text.replace(b"\x1b[K", b"").decode().split("\r\n")
 
 
+@on_one_engine
 @pytest.mark.parametrize("host_name", ["balancer", "node1"])
 @pytest.mark.parametrize("keys", [b"q", b"\x03"], ids=["q", "ctrl-c"])
 def test_the_live_screen_ends_and_gives_the_terminal_back(lab: Lab, host_name: str, keys: bytes) -> None:
@@ -194,6 +196,7 @@ def test_the_live_screen_ends_and_gives_the_terminal_back(lab: Lab, host_name: s
         assert terminal.settings() == terminal.before
 
 
+@on_one_engine
 def test_the_live_screen_follows_what_happens_and_fits_the_terminal(lab: Lab) -> None:
     with watching(lab, "balancer") as terminal:
         terminal.read_until(lambda: any("node3" in line for line in frame(terminal)))
@@ -212,6 +215,7 @@ def test_the_live_screen_follows_what_happens_and_fits_the_terminal(lab: Lab) ->
         assert terminal.wait() == 0
 
 
+@on_one_engine
 def test_the_live_screen_says_that_a_daemon_is_gone_and_goes_on_when_it_is_back(lab: Lab) -> None:
     daemon = daemon_of(lab.hosts["node3"])
     with watching(lab, "node3") as terminal:
@@ -225,6 +229,7 @@ def test_the_live_screen_says_that_a_daemon_is_gone_and_goes_on_when_it_is_back(
         assert terminal.wait() == 0
 
 
+@on_one_engine
 def test_the_live_screen_can_be_left_while_a_daemon_hangs(lab: Lab) -> None:
     daemon = daemon_of(lab.hosts["node2"])
     with watching(lab, "node2") as terminal:
@@ -238,6 +243,7 @@ def test_the_live_screen_can_be_left_while_a_daemon_hangs(lab: Lab) -> None:
             daemon.send_signal(signal.SIGCONT)
 
 
+@on_one_engine
 def test_without_a_terminal_there_is_no_live_screen(lab: Lab) -> None:
     refused = lab.tool(lab.balancer, "status", "--watch", check=False)
     assert refused.returncode == 2
@@ -322,6 +328,7 @@ def test_a_direct_connection_and_an_unknown_one_are_no_flows(lab: Lab) -> None:
             assert (unknown.returncode, unknown.stdout) == (1, f"no flow of {CLIENT}:{named} is known\n")
 
 
+@on_one_engine
 def test_without_a_daemon_the_tool_says_so(lab: Lab) -> None:
     for command in (["status"], ["flows"], ["flow", f"{CLIENT}:1"], ["explain", "/x"], ["drain", "node1"]):
         refused = lab.tool(lab.client, *command, check=False)

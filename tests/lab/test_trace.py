@@ -2,16 +2,14 @@
 
 import re
 import signal
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from scapy.layers.inet import IP, TCP
-from scapy.packet import Packet
+from scapy.layers.inet import TCP
 from scapy.utils import rdpcap
 
 from l3dsr.scapy_layer import handoff_option
@@ -19,6 +17,7 @@ from lab import Host, Lab, Process, daemon_program
 from tests.lab.backend_leg import backend_leg
 from tests.lab.configured import nodes_of
 from tests.lab.conftest import check_for_bugs
+from tests.lab.dissected import by_scapy, by_tshark
 from tests.lab.observable import ALTERNATIVE, DSCPS, MAIN, NAMES, SPLICED, WWW, start
 from tests.lab.observed import daemon_of, node_of, segments, syn_ack_of, syn_of
 from tests.lab.sockets import ask, await_that, connection
@@ -27,7 +26,6 @@ pytestmark = pytest.mark.root
 
 PORTS = count(35000)
 CLIENT, OTHER_CLIENT = "198.51.100.10", "198.51.100.11"
-DISSECTOR = Path(__file__).parents[2] / "docs" / "wireshark" / "l3dsr.lua"
 LINE = re.compile(r"\S+  (\S+) (in |out)  ([\d.]+):(\d+) > ([\d.]+):(\d+)  (?:(DSCP .*?\))  )?(.*)")
 SUMMARY = re.compile(r"(\d+) packets? shown, (\d+) lost, (\d+) unreadable\n")
 ENCODED = {1: "DSCP 1 (TOS 4, 0x04)", 33: "DSCP 33 (TOS 132, 0x84)", 63: "DSCP 63 (TOS 252, 0xfc)"}
@@ -268,81 +266,6 @@ def test_a_wrong_filter_is_refused(lab: Lab, words: list[str], complaint: str) -
 
 
 # --- files
-
-
-class Dissected(NamedTuple):
-    """A handoff's fields, whoever has read them."""
-
-    vip_index: int
-    tos: int
-    seq: int
-    ack: int
-    mss: int
-    window_scale: int
-    timestamps: tuple[int, int]
-    seconds: int
-    promised_scale: int
-    key_id: int
-    fin: bool
-    tag: str
-
-
-TSHARK_FIELDS = (
-    *("vip_index", "tos", "seq", "ack", "mss", "window_scale", "tsval", "tsecr", "time"),
-    *("promised_scale", "key_id", "fin", "tag"),
-)
-
-
-def by_tshark(path: Path) -> list[Dissected]:
-    names = [argument for field in TSHARK_FIELDS for argument in ("-e", f"l3dsr.handoff.{field}")]
-    command = ["tshark", "-r", str(path), "-X", f"lua_script:{DISSECTOR}", "-Y", "l3dsr_handoff"]
-    run = subprocess.run(
-        [*command, "-T", "fields", *names], capture_output=True, text=True, timeout=60, check=True
-    )
-    found = []
-    for line in run.stdout.splitlines():
-        index, tos, seq, ack, mss, scale, value, echo, seconds, promised, key, fin, tag = line.split("\t")
-        found.append(
-            Dissected(
-                vip_index=int(index),
-                tos=int(tos, 0),
-                seq=int(seq),
-                ack=int(ack),
-                mss=int(mss),
-                window_scale=int(scale),
-                timestamps=(int(value), int(echo)),
-                seconds=int(seconds),
-                promised_scale=int(promised),
-                key_id=int(key, 0),
-                fin=fin not in ("0", "False"),
-                tag=tag.replace(":", ""),
-            )
-        )
-    return found
-
-
-def by_scapy(packet: Packet) -> Dissected:
-    option = handoff_option(packet)
-    assert option is not None
-    options: Mapping[str, object] = dict(packet[TCP].options)
-    mss, scale, timestamps = options["MSS"], options["WScale"], options["Timestamp"]
-    assert isinstance(mss, int)
-    assert isinstance(scale, int)
-    assert isinstance(timestamps, tuple)
-    return Dissected(
-        vip_index=packet[IP].tos >> 2,
-        tos=packet[IP].tos,
-        seq=packet[TCP].seq,
-        ack=packet[TCP].ack,
-        mss=mss,
-        window_scale=scale,
-        timestamps=timestamps,
-        seconds=option.seconds,
-        promised_scale=option.promised_scale,
-        key_id=int("K" in str(option.flags)),
-        fin="F" in str(option.flags),
-        tag=bytes(option.tag).hex(),
-    )
 
 
 @pytest.mark.parametrize("host_name", ["balancer", "node1"])

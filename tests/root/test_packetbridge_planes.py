@@ -373,15 +373,19 @@ EXPOSING = "all rules deleted"
 RETRANSMISSION = 0.2
 """Seconds, of the server's reply, which the client acknowledges with its next request only."""
 OF_RAW_ALONE = ("TUN down and up", "rule deleted", "all routes through the TUN deleted")
+"""Programs need no routes."""
+ENGINES_DAMAGED = [
+    pytest.param(starter, damage, id=f"{engine}-{damage}")
+    for engine, starter in (("raw", start_raw), ("ebpf", start_ebpf))
+    for damage in DAMAGES
+    if engine == "raw" or damage not in OF_RAW_ALONE
+]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(("start", "damage"), ENGINES_DAMAGED, indirect=["start"])
 def test_what_somebody_has_removed_is_put_back(
     start: Start, site: Site, hosts: Hosts, client: TaggedClient, damage: str
 ) -> None:
-    if start is not start_raw and damage in OF_RAW_ALONE:
-        pytest.skip("programs need no routes")
-
     async def conversation(started: PacketbridgeEngine) -> None:
         flow = client.connection(VIP, 4001)
         assert await ask(flow, b"one") == b"8080 one"

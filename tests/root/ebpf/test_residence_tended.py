@@ -79,11 +79,9 @@ def test_a_program_that_was_detached_is_back(hosts: Hosts, plan: Plan, m0: Place
     assert nothing_is_left(hosts, plan)
 
 
-def test_a_qdisc_that_was_deleted_is_back_with_all_its_filters(
-    hosts: Hosts, plan: Plan, m0: Place, way: str
-) -> None:
-    if way == "tcx":
-        pytest.skip("links have no qdisc")
+@pytest.mark.parametrize("way", ["clsact"], indirect=True)  # links have no qdisc
+@pytest.mark.usefixtures("way")
+def test_a_qdisc_that_was_deleted_is_back_with_all_its_filters(hosts: Hosts, plan: Plan, m0: Place) -> None:
     with running(plan, *both_ways(m0)) as made:
         hosts.middle.run("tc qdisc del dev m0 clsact")
         assert len(made.tend(both_ways(m0))) == 2

@@ -364,3 +364,14 @@ def test_a_vip_map_that_differs_is_told_in_words(talk: Talk) -> None:
         "node n1 maps VIP 192.168.33.10:80 to DSCP 1, here it is DSCP 2",
         "node n1 does not serve VIP 192.168.33.13:80: give its packetbridge that VIP with DSCP 3",
     ]
+
+
+def test_a_node_of_another_release_is_named_as_long_as_it_answers(talk: Talk) -> None:
+    assert talk.conversation.word.release_problems("9.9.9") == []
+    talk.answered_period()
+    assert talk.conversation.word.release_problems("0.1.0") == []
+    said = ["node n1 runs release 0.1.0, the balancer 9.9.9: bring both to the same one"]
+    assert talk.conversation.word.release_problems("9.9.9") == said
+    talk.missed_periods(3)
+    assert talk.state() is State.SILENT
+    assert talk.conversation.word.release_problems("9.9.9") == []
