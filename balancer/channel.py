@@ -19,9 +19,9 @@ import msgspec
 import trio
 
 from balancer.core.channel import Conversation, FlowFound, NodeWord, State
-from balancer.problems import Problems
 from common.counters import Counters
 from common.keyring import KeySource
+from common.problems import Problems
 from common.reports import FlowReport
 from common.wire import channel, dscp
 from common.wire.channel import FlowAnswer, FlowQuestion
@@ -190,7 +190,7 @@ class _Line:
         self._socket: socket.socket | None = None
         self._answered = trio.Event()
         self._questions: dict[int, _Question] = {}
-        self._problems = Problems(conversation.word.node, logger)
+        self._problems = Problems(logger, node=conversation.word.node)
 
     async def run(self) -> None:
         """Until `scope` is cancelled. Nodes that are set together are not asked all at once."""
@@ -307,8 +307,13 @@ class _Line:
             self._failed(error.errno or 0)
 
     def _fill_path(self, tos: int) -> None:
-        if self._socket is not None:
+        if self._socket is None:
+            return
+        try:
             path_mtu = self._socket.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        except OSError as error:  # there is no route any more
+            self._failed(error.errno or 0)
+        else:
             self._send(self.conversation.filler(path_mtu, self._wall()), tos)
 
     def _failed(self, number: int, offender: bytes = b"") -> None:

@@ -15,7 +15,6 @@ from balancer.ebpf import plane
 from balancer.engine import BalancerEngine
 from balancer.inquiry import inquiry
 from balancer.prober import Prober
-from balancer.problems import Problems
 from balancer.report import Reporter
 from balancer.saved import SavedWords
 from common import engine
@@ -30,6 +29,7 @@ from common.net.privileges import Capability
 from common.net.routes import route_mtu
 from common.net.watch import NetworkWatch
 from common.outlets import Outlets
+from common.problems import Problems
 
 _COMPLAINTS = {
     "flow_table_full": "clients are answered 503: there are as many connections as --max-flows allows",
@@ -95,7 +95,7 @@ class _Daemon:
         self._verdicts = Verdicts(director)
         inquire = inquiry(self._channels, lambda: director.services)
         self._prober = Prober(keys.sign, self._verdicts.take, inquire, counters, logger)
-        self._reporter = Reporter(started, director, self._channels, lambda: counters, self._prober.problems)
+        self._reporter = Reporter(started, director, self._channels, lambda: counters, self._warnings)
         self._differences: dict[str, Problems] = {}
         self._follow_director()
 
@@ -148,6 +148,10 @@ class _Daemon:
         self._logger.info("reloaded: %s", "; ".join(said))
         return said
 
+    def _warnings(self) -> list[str]:
+        """What concerns no node."""
+        return [*self._config.warnings, *host.obstacles(), *self._prober.problems()]
+
     def _follow_director(self) -> None:
         """Its nodes, and which of them are to be checked, may have changed."""
         having: dict[str, list[int]] = {name: [] for name in self._config.addresses}
@@ -159,7 +163,7 @@ class _Daemon:
             Peer(name, addresses[name].packed, tuple(indexes)) for name, indexes in having.items()
         )
         known = self._differences
-        self._differences = {name: known.get(name) or Problems(name, self._logger) for name in addresses}
+        self._differences = {name: known.get(name) or Problems(self._logger, node=name) for name in addresses}
         self._prober.set_targets(targets(self._director))
         self._verdicts.forget_strangers()
 

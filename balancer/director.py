@@ -8,8 +8,9 @@ told. The channel's words on the nodes' flows go on to the plane's loads.
 import copy
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from itertools import islice
@@ -26,6 +27,7 @@ from balancer.engine import BalancerEngine
 from balancer.rates import Rates
 from balancer.saved import SavedWords
 from common.control import CommandError
+from common.hashing.maglev import LookupTable
 from common.net.errors import HostError
 from common.wire import handoff, ipv4
 from common.wire.offload import Packet
@@ -47,6 +49,15 @@ class Served:
     service: Service
     weights: dict[str, int] = field(default_factory=dict)
     """As the service's table has them."""
+    shares: dict[str, float] = field(init=False)
+    """Of the slots of the service's table, of the nodes that have any."""
+
+    def __post_init__(self) -> None:
+        self.take(self.service)
+
+    def take(self, service: Service) -> None:
+        self.service = service
+        self.shares = {} if service.table is None else _shares(service.table)
 
 
 class Director:
@@ -65,6 +76,8 @@ class Director:
         self._resets: deque[Iterator[Packet]] = deque()
         self._woken = trio.Event()
         self._paths_changed = False
+        self._path_mtus: dict[IPv4Address, int] = {}
+        """As last found, of the nodes of all services."""
         self._refusal = ""
         """Why the plane has not taken the last change."""
         self._served: dict[int, Served] = {}
@@ -131,19 +144,18 @@ class Director:
         self._wake()
 
     def refresh(self) -> None:
-        """Have the plane do what rosters and path MTUs say by now."""
+        """Have the plane do what rosters say by now, and the path MTUs that were found."""
         now = time.monotonic()
         changed = {
             index: service
             for index, served in self._served.items()
             if (service := self._service(served, now)) is not served.service
         }
-        self._paths_changed = False
         if not changed:
             return
         self._apply([changed.get(index, served.service) for index, served in self._served.items()])
         for index, service in changed.items():
-            self._served[index].service = service
+            self._served[index].take(service)
             self._served[index].weights = self._served[index].roster.weights(now)
 
     async def run(self) -> None:
@@ -155,20 +167,14 @@ class Director:
     def states(self, served: Served) -> list[MemberState]:
         return served.roster.states(time.monotonic())
 
-    def share(self, served: Served, node: str) -> float:
-        """Of the slots of the service's table."""
-        table = served.service.table
-        if table is None or node not in table.names:
-            return 0.0
-        return table.slots.count(table.names.index(node)) / len(table.slots)
-
     def handed(self, vip_index: int, address: bytes) -> tuple[int, float]:
         """New flows handed to a node since the start, and by second."""
         total = self.loads.of(vip_index, address).handed
         return total, self._rates.of((vip_index, address))
 
     def _planned(self, config: BalancerConfig, now: float) -> dict[int, Served]:
-        """What is to be served under ``config``, going by what is known of the nodes. Nothing is changed."""
+        """What is to be served under ``config``, going by what is known of the nodes."""
+        self._path_mtus |= {address: self._path_mtu(address) for address in config.addresses.values()}
         known = {served.config.vip: served for served in self._served.values()}
         planned = {}
         for wanted in config.services:
@@ -187,12 +193,11 @@ class Director:
 
     def _service(self, served: Served, now: float) -> Service:
         """The very same where nothing has changed."""
-        weights, payload = served.roster.weights(now), served.service.max_payload
-        if self._paths_changed:
-            try:
-                payload = self._max_payload(served.config.pool)
-            except HostError:  # a route is gone for the moment: what was found stands
-                pass
+        weights = served.roster.weights(now)
+        try:
+            payload = self._max_payload(served.config.pool)
+        except HostError:  # no handoff would fit for the moment: what was found before stands
+            payload = served.service.max_payload
         if weights != served.weights:
             return self._made(served.config, weights, payload)
         if payload != served.service.max_payload:
@@ -222,7 +227,7 @@ class Director:
 
     def _max_payload(self, pool: PoolConfig) -> int:
         """Bytes that a handoff to any of the nodes may carry; `HostError` where no handoff fits."""
-        mtu = min(self._path_mtu(node.address) for node in pool.nodes)
+        mtu = min(self._path_mtus[node.address] for node in pool.nodes)
         payload = payload_within(mtu)
         if payload < MIN_PAYLOAD:
             needed = ipv4.HEADER_SIZE + handoff.HEADER_SIZE + MIN_PAYLOAD
@@ -287,7 +292,30 @@ class Director:
                 await self._woken.wait()
             self._woken = trio.Event()
             self._count_rates()
+            if self._paths_changed:
+                await self._find_path_mtus()
             self._refresh()
+
+    async def _find_path_mtus(self) -> None:
+        """In a thread: to ask takes a millisecond or two for each node. Where there is no route for the
+        moment, what was found before stands.
+        """
+        self._paths_changed = False
+
+        def ask(addresses: Iterable[IPv4Address]) -> dict[IPv4Address, int]:
+            found = {}
+            for address in addresses:
+                with suppress(HostError):
+                    found[address] = self._path_mtu(address)
+            return found
+
+        found = await trio.to_thread.run_sync(ask, self._addresses())
+        self._path_mtus = {
+            address: found.get(address, self._path_mtus[address]) for address in self._addresses()
+        }
+
+    def _addresses(self) -> set[IPv4Address]:
+        return {node.address for served in self._served.values() for node in served.config.pool.nodes}
 
     def _refresh(self) -> None:
         """Where the host refuses it, it is tried again with the next tick, and said once."""
@@ -302,12 +330,12 @@ class Director:
 
     def _count_rates(self) -> None:
         loads, now = self.loads, time.monotonic()
-        keys = [
-            (index, node.address.packed)
+        handed: dict[Hashable, int] = {
+            (index, node.address.packed): loads.of(index, node.address.packed).handed
             for index, served in self._served.items()
             for node in served.config.pool.nodes
-        ]
-        self._rates.note({key: loads.of(*key).handed for key in keys}, now)
+        }
+        self._rates.note(handed, now)
 
     async def _reset_flows(self) -> None:
         while True:
@@ -318,6 +346,10 @@ class Director:
                 self._directed().engine.loop.send(packets)
                 await trio.sleep(RESETS_PAUSE_SECONDS)
             await trio.sleep(TICK_SECONDS / 4)
+
+
+def _shares(table: LookupTable) -> dict[str, float]:
+    return {table.names[node]: slots / len(table.slots) for node, slots in Counter(table.slots).items()}
 
 
 def _members(pool: PoolConfig) -> list[Member]:

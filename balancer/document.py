@@ -13,6 +13,7 @@ from common.config import (
     LOOPBACK,
     MAX_ENTRIES,
     MAX_SECONDS,
+    MAX_WEIGHT,
     ConfigError,
     Endpoint,
     HostKeys,
@@ -27,7 +28,6 @@ from common.vip_map import VipMapKeys
 from common.wire import dscp, tcp_options
 
 DEFAULT_WEIGHT = 1
-MAX_WEIGHT = 1000
 DEFAULT_SCALE = 7
 MAX_LOAD_FACTOR = 10.0
 MAX_SEED = 2**64 - 1

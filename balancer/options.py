@@ -5,12 +5,13 @@ from typing import Any
 
 import msgspec
 
-from balancer.document import DEFAULT_WEIGHT, MAX_WEIGHT, BalancerKeys, LimitKeys, PoolKeys, ServiceKeys
+from balancer.document import DEFAULT_WEIGHT, BalancerKeys, LimitKeys, PoolKeys, ServiceKeys
 from common.config import (
     DEFAULT_INDEX,
     DEFAULT_NODE,
     DEFAULT_PORT,
     DEFAULT_VIP,
+    MAX_WEIGHT,
     OFF,
     ConfigError,
 )

@@ -26,7 +26,7 @@ class Reporter:
         counters: Callable[[], Counts],
         problems: Callable[[], list[str]],
     ) -> None:
-        """``counters`` are those of the daemon beside the data plane's, ``problems`` the prober's."""
+        """``counters`` are the daemon's beside the data plane's, ``problems`` what concerns no node."""
         self._engine = plane.engine
         self._director = director
         self._channels = channels
@@ -107,7 +107,7 @@ class Reporter:
             reason=state.reason,
             weight=state.weight,
             effective_weight=state.effective_weight,
-            share=self._director.share(served, state.name),
+            share=served.shares.get(state.name, 0.0),
             flows=flows.get(index),
             bytes_to_clients=facts.bytes_to_clients if facts else None,
             handoffs=handed,

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import msgspec
 
+from common.config import MAX_WEIGHT
+
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=8192)]
-_Weight = Annotated[int, msgspec.Meta(ge=0)]
+_Weight = Annotated[int, msgspec.Meta(ge=0, le=MAX_WEIGHT)]
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

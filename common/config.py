@@ -27,6 +27,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "human", "json")
 MAX_SECONDS = 604_800.0
 MAX_ENTRIES = 10_000_000
+MAX_WEIGHT = 1000
+"""Of a node. What is reckoned with weights and flows has room for it."""
 OFF = "off"
 
 Value = TypeVar("Value")

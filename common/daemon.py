@@ -15,11 +15,13 @@ from common import notify
 from common.config import ConfigError
 from common.dataplane import PacketLoop
 from common.engine import Engine
+from common.net import host
 from common.net.errors import HostError
 from common.net.packet_socket import Tap
 from common.net.taps import Taps
 from common.net.tun import Tun
 from common.net.watch import NetworkWatch
+from common.problems import Problems
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _REACTED_TO = (signal.SIGHUP, signal.SIGUSR1)
@@ -88,7 +90,7 @@ def serve(engine: Engine[Any], running: Running, watch: NetworkWatch, logger: lo
             nursery.start_soon(engine.loop.run)
             for task in (*engine.tasks, *running.tasks, notify.keep_watchdog):
                 nursery.start_soon(task)
-            nursery.start_soon(tend, engine.tend, watch, logger)
+            nursery.start_soon(tend, engine.tend, watch, logger, host.obstacles)
             nursery.start_soon(complain, engine.counters, complaints, logger)
             running.announce()
             notify.ready()
@@ -99,9 +101,16 @@ def serve(engine: Engine[Any], running: Running, watch: NetworkWatch, logger: lo
     logger.info("stopped by %s", ended_by.name)
 
 
-async def tend(repair: Callable[[], list[str]], watch: NetworkWatch, logger: logging.Logger) -> None:
-    """For ever: have what somebody has taken away put back, soon after it is noticed."""
-    complaint = ""
+async def tend(
+    repair: Callable[[], list[str]],
+    watch: NetworkWatch,
+    logger: logging.Logger,
+    obstacles: Callable[[], list[str]] = list,
+) -> None:
+    """For ever: have what somebody has taken away put back, soon after it is noticed, and say what stands in
+    the way that is not the daemon's to remove.
+    """
+    complaint, in_the_way = "", Problems(logger)
     while True:
         with trio.move_on_after(TEND_SECONDS):
             await watch.changed()
@@ -113,6 +122,7 @@ async def tend(repair: Callable[[], list[str]], watch: NetworkWatch, logger: log
             if str(error) != complaint:
                 logger.error("cannot restore what is missing: %s", error)
             complaint = str(error)
+        in_the_way.are(obstacles())
         await trio.sleep(_TEND_PAUSE_SECONDS)
 
 

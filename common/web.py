@@ -29,8 +29,7 @@ def pages(
         return msgspec.json.encode({**msgspec.to_builtins(report), "errors": errors(report)})
 
     async def metrics() -> bytes:
-        text = await trio.to_thread.run_sync(_metrics_text)
-        return text(await reports.latest())
+        return await trio.to_thread.run_sync(_metrics_text, await reports.latest())
 
     return {
         "/": Page(page.CONTENT_TYPE, html, page.security_policy(live)),
@@ -39,11 +38,13 @@ def pages(
     }
 
 
-def _metrics_text() -> Callable[[Report], bytes]:
-    """In a thread: the first time loads a library, which takes long for a loop that moves packets."""
+def _metrics_text(report: Report) -> bytes:
+    """In a thread: the first time loads a library, and many nodes make a long text; both take long for a loop
+    that moves packets.
+    """
     from common.metrics import exposition  # noqa: PLC0415 it takes memory, and many daemons are not scraped
 
-    return exposition.text
+    return exposition.text(report)
 
 
 class _Reports:

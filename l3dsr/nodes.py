@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from common.config import ConfigError, parse_number
+from common.config import MAX_WEIGHT, ConfigError, parse_number
 from common.control_client import ask, ask_once
 from common.reports import BalancerReport
 from l3dsr import sockets, text
 from l3dsr.options import Parser
 
-MAX_WEIGHT = 1_000_000
 _DEFAULT = "default"
 _DONE = {
     "drain": "takes no new flows; those it has go on",

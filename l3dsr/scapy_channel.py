@@ -28,14 +28,16 @@ from scapy.packet import Packet, Raw, bind_layers
 
 PORT = 19507
 MAGIC = 0x4C33
-ASK_REPORT, REPORT, ASK_FLOW, FLOW, REFUSAL = 1, 2, 3, 4, 15
+ASK_REPORT, REPORT, ASK_FLOW, FLOW, FILLER, REFUSAL = 1, 2, 3, 4, 5, 15
 _TYPES = {
     ASK_REPORT: "asks for a report",
     REPORT: "report",
     ASK_FLOW: "asks for a flow",
     FLOW: "flow",
+    FILLER: "filler",
     REFUSAL: "refusal",
 }
+_WITHOUT_TAG = (FILLER, REFUSAL)
 _TAG_SIZE = 8
 
 
@@ -117,12 +119,12 @@ class _BodyField(PacketField):
         super().__init__("body", None, Raw)
 
     def getfield(self, pkt: Packet, s: bytes) -> tuple[bytes, Any]:
-        end = len(s) if pkt.type == REFUSAL else max(len(s) - _TAG_SIZE, 0)
+        end = len(s) if pkt.type in _WITHOUT_TAG else max(len(s) - _TAG_SIZE, 0)
         return s[end:], _BODIES.get(pkt.type, Raw)(s[:end])
 
 
 class Channel(Packet):
-    """Its tag stands last, behind the body; a refusal has none."""
+    """Its tag stands last, behind the body; a filler and a refusal have none."""
 
     name = "L3DSR channel"
     fields_desc = [
@@ -137,7 +139,7 @@ class Channel(Packet):
         _BodyField(),
         ConditionalField(
             XStrFixedLenField("tag", bytes(_TAG_SIZE), length=_TAG_SIZE),
-            lambda message: message.type != REFUSAL,
+            lambda message: message.type not in _WITHOUT_TAG,
         ),
     ]
 

@@ -104,7 +104,7 @@ class LimitKeys(_Keys, frozen=True, kw_only=True):
     flows: Annotated[_Entries, Meta(description="connections kept at most; handoffs of more are dropped")] = (
         _LIMITS.flows
     )
-    tombstones: Annotated[_Entries, Meta(description="ended flows that are remembered for a minute")] = (
+    tombstones: Annotated[_Entries, Meta(description="ended flows that are remembered for two minutes")] = (
         _LIMITS.tombstones
     )
     strangers: Annotated[_Entries, Meta(description="clients without a flow that are remembered")] = (

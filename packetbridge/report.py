@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from common.console import Sparingly
 from common.engine import Counts
+from common.net import host
 from common.release import RELEASE
 from common.reports import PacketbridgeReport, VipReport
 from common.wire.channel import NodeFacts, ServedVip
@@ -41,6 +42,7 @@ class Reporter:
             ],
             counters={**self._plane.engine.counters(), **self._counters()},
             sizes=dict(self._sizes()),
+            warnings=[*self.config.warnings, *host.obstacles()],
         )
 
     def facts(self) -> NodeFacts:

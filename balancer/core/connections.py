@@ -1,9 +1,11 @@
 """All connections: which state each is in, and when it is forgotten."""
 
+from collections.abc import Iterable
+
 from balancer.core.connection import Answered, Collecting, Flow
 from balancer.core.flow_table import Tables
 from balancer.core.machine import State
-from balancer.core.service import Limits, Service
+from balancer.core.service import Limits, Service, keys_among
 from common.deadlines import Deadlines, earliest
 from common.tables import AgingTable, DictTable, TableFullError
 from common.wire.segment import FlowKey
@@ -67,13 +69,15 @@ class Connections:
         self.flows.delete(key)
         self.answered.delete(key)
 
-    def forget_service(self, service: Service) -> int:
-        """Returns how many of its connections were flows."""
-        flows = len(service.keys_among(self.flows.items()))
-        for table in (self.flows, self.verified, self.collecting, self.answered):
-            for key in service.keys_among(table.items()):
+    def forget_services(self, services: Iterable[Service]) -> int:
+        """Returns how many of their connections were flows."""
+        flows = keys_among(self.flows.items(), services)
+        for key in flows:
+            self.forget(key)
+        for table in (self.verified, self.collecting, self.answered):
+            for key in keys_among(table.items(), services):
                 self.forget(key)
-        return flows
+        return len(flows)
 
     def expire(self, now: float) -> list[FlowKey]:
         """Forget what has lived too long. Returns the keys whose preamble was waited for long enough."""

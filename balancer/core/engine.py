@@ -161,9 +161,10 @@ class BalancerCore:
         gone = [service for service in self.services if service.endpoint not in staying]
         self.services.replace(services)
         forgotten = 0
+        if gone:
+            forgotten = self._connections.forget_services(gone)
+            self._greeter.forget_services(gone)
         for service in gone:
-            forgotten += self._connections.forget_service(service)
-            self._greeter.forget_service(service)
             self.loads.forget(service.vip_index)
         for service in services:
             weights = {node.address: service.weights.get(node.address, 0) for node in service.nodes.values()}

@@ -1,8 +1,10 @@
 """Shaking hands with a client (docs/design.md section 3; RFC 9293 section 3.5; RFC 4987 section 3.6)."""
 
+from collections.abc import Iterable
+
 from balancer.core.connection import Handshake, Hello
 from balancer.core.flow_table import HandshakeTable
-from balancer.core.service import Service
+from balancer.core.service import Service, keys_among
 from common.wire import seq, syncookie, tcp, tcp_options
 from common.wire.errors import WireError
 from common.wire.mac import Mac
@@ -76,9 +78,9 @@ class Greeter:
     def __len__(self) -> int:
         return len(self._half_open)
 
-    def forget_service(self, service: Service) -> None:
-        """Nobody who has been answered for it is known any more."""
-        for key in service.keys_among(self._half_open.items()):
+    def forget_services(self, services: Iterable[Service]) -> None:
+        """Nobody who has been answered for them is known any more."""
+        for key in keys_among(self._half_open.items(), services):
             self._half_open.delete(key)
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from balancer.core.hearsay import Failure
 from balancer.core.probe import CheckResult
+from common.config import MAX_WEIGHT
 
 STEPS = 10
 """Of a slow start, and the factor of the weights given out."""
@@ -199,7 +200,7 @@ class Roster:
         return changes
 
     def set_weight(self, node: str, weight: int | None) -> list[Change]:
-        """The operator's weight, 0 or more, instead of the configured one; None: the configured one again."""
+        """The operator's weight, up to `MAX_WEIGHT`, instead of the configured one; None: that one again."""
         member = self._members[node]
         before, member.weight = member.wanted_weight, weight
         if member.wanted_weight == before:
@@ -264,7 +265,7 @@ class Roster:
             wish, weight = word.get("admin"), word.get("weight")
             if isinstance(wish, str) and wish in (Admin.DRAIN.value, Admin.MAINTENANCE.value):
                 changes += self.set_admin(name, Admin(wish), now)
-            if type(weight) is int and weight >= 0:
+            if type(weight) is int and 0 <= weight <= MAX_WEIGHT:
                 changes += self.set_weight(name, weight)
         return changes
 

@@ -64,14 +64,16 @@ class Service(NamedTuple):
         """Whether a connection is one of its; ``key`` is client to VIP."""
         return key[4:8] == self.vip and key_ports(key)[1] == self.port
 
-    def keys_among(self, entries: Iterable[tuple[FlowKey, object]]) -> list[FlowKey]:
-        """Of its connections, out of a table's entries."""
-        return [key for key, _ in entries if self.has(key)]
-
     @property
     def preamble_window(self) -> int:
         """Bytes that a client may send before a node answers: ten segments."""
         return 10 * self.max_payload
+
+
+def keys_among(entries: Iterable[tuple[FlowKey, object]], services: Iterable[Service]) -> list[FlowKey]:
+    """Of the connections of ``services``, out of a table's entries."""
+    endpoints = {service.endpoint for service in services}
+    return [key for key, _ in entries if (key[4:8], key_ports(key)[1]) in endpoints]
 
 
 class Services:

@@ -37,9 +37,8 @@ from common.config import EBPF
 from common.daemon import loop_counters
 from common.dataplane import Feed, PacketLoop, wall_clock
 from common.engine import Engine, Site
-from common.net.errors import HostError
 from common.net.interfaces import Interface, interfaces, open_interfaces, tap_interfaces
-from common.net.packet_socket import link_header_size
+from common.net.packet_socket import by_link_type, link_header_size
 from common.net.tun import Tun
 from common.net.watch import NetworkWatch
 
@@ -87,7 +86,7 @@ def start(
         apply=serving.apply,
         flows=lambda: core.flows(time.monotonic()),
         find=lambda client, port, vip_index: core.find(client, port, vip_index, time.monotonic()),
-        tend=lambda: _tend(residence, tun),
+        tend=_Tending(residence, tun).tend,
         tasks=(upkeep.run, lambda: routes.follow(watch, serving.follow_mtu), passed_up.patrol),
         take_keys=upkeep.take_keys,
     )
@@ -108,20 +107,23 @@ def remove_left(site: Site) -> None:
             site.logger.warning("programs of an earlier run are removed, its flows are lost")
 
 
-def _tend(residence: Residence, tun: Tun) -> list[str]:
-    """`HostError` for an interface of an unknown kind, after all others are served."""
-    places, unknown = [], None
-    for each in open_interfaces(interfaces()):
-        try:
-            places += _places([each] if each.index != tun.index else [])
-        except HostError as error:
-            unknown = error
-    said = residence.tend(places)
-    if tun.restore():
-        said.append(f"somebody has changed the device {tun.name}: it is as it was")
-    if unknown is not None and not said:
-        raise unknown
-    return said
+class _Tending:
+    def __init__(self, residence: Residence, tun: Tun) -> None:
+        self._residence = residence
+        self._tun = tun
+        self._unknown: set[str] = set()
+        """What has been said of interfaces on which no program can run."""
+
+    def tend(self) -> list[str]:
+        """As `Engine.tend`."""
+        others = [each for each in open_interfaces(interfaces()) if each.index != self._tun.index]
+        known, unknown = by_link_type(others)
+        said = [text for text in unknown if text not in self._unknown]
+        self._unknown = set(unknown)
+        said += self._residence.tend(_places(known))
+        if self._tun.restore():
+            said.append(f"somebody has changed the device {self._tun.name}: it is as it was")
+        return said
 
 
 def _places(tapped: Sequence[Interface]) -> list[Place]:

@@ -38,9 +38,14 @@ def require_no_strict_rp_filter(proc_sys: Path = Path("/proc/sys")) -> None:
     Strict filtering would drop what the daemon writes to its TUN, whose sources are clients beyond
     other interfaces.
     """
+    for obstacle in obstacles(proc_sys):
+        raise HostError(obstacle)
+
+
+def obstacles(proc_sys: Path = Path("/proc/sys")) -> list[str]:
+    """What somebody may have set since the start, and only the operator can set back."""
     value = int((proc_sys / _RP_FILTER.replace(".", "/")).read_text())
-    if value == _STRICT:
-        raise HostError(
-            f"strict reverse path filtering ({_RP_FILTER} = 1) would drop the traffic: "
-            f"run `sysctl -w {_RP_FILTER}=2` (or 0)"
-        )
+    if value != _STRICT:
+        return []
+    strict = f"strict reverse path filtering ({_RP_FILTER} = 1)"
+    return [f"{strict} would drop the traffic: run `sysctl -w {_RP_FILTER}=2` (or 0)"]

@@ -9,6 +9,7 @@ header, as a TUN wants it.
 import errno
 import socket
 import struct
+from collections.abc import Iterable
 from functools import lru_cache
 
 from common.net import cbpf
@@ -118,6 +119,19 @@ def link_header_size(interface: Interface) -> int:
             f"interface {interface.name} has link type {interface.link_type}, which cannot be tapped: "
             "take its addresses away or set it down"
         ) from None
+
+
+def by_link_type(found: Iterable[Interface]) -> tuple[list[Interface], list[str]]:
+    """Those of which `link_header_size` knows the link type, and what is to be said of the others."""
+    known, unknown = [], []
+    for interface in found:
+        try:
+            link_header_size(interface)
+        except HostError as error:
+            unknown.append(str(error))
+        else:
+            known.append(interface)
+    return known, unknown
 
 
 def _open(

@@ -93,7 +93,11 @@ REPORT_LAYOUT = (
     Field("milliseconds", 16, "of the node's clock, 0 to 999, beside the header's seconds"),
     Field("rsv", 16, "0, not looked at"),
     Field("uptime", 32, "seconds since the packetbridge's start"),
-    Field("bytes to clients", 64, "IP bytes sent to clients as a VIP, since the start"),
+    Field(
+        "bytes to clients",
+        64,
+        "IP bytes sent to clients as a VIP, since the start, or the first one of those that kept their flows",
+    ),
     Field("release", 192, "the packetbridge's release in ASCII, zeros behind it"),
 )
 """The body of a report, in front of its entries."""

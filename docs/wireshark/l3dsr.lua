@@ -12,7 +12,8 @@ local CHANNEL_PORT, CHANNEL_HEADER, TAG_SIZE = 19507, 20, 8
 
 local TYPES = { [1] = "first payload" }
 local CHANNEL_TYPES = {
-    [1] = "asks for a report", [2] = "report", [3] = "asks for a flow", [4] = "flow", [15] = "refusal",
+    [1] = "asks for a report", [2] = "report", [3] = "asks for a flow", [4] = "flow", [5] = "filler",
+    [15] = "refusal",
 }
 local ENGINES = { [0] = "unknown", [1] = "raw", [2] = "ebpf" }
 local REASONS = { [1] = "bad tag", [2] = "too old", [3] = "unknown version" }
@@ -202,7 +203,7 @@ function channel.dissector(tvb, pinfo, root)
     tree:add(cf.node, tvb(16, 4))
     if kind == 15 then
         tree:add(cf.reason, tvb(CHANNEL_HEADER, 1))
-    elseif tvb:len() >= CHANNEL_HEADER + TAG_SIZE then
+    elseif kind ~= 5 and tvb:len() >= CHANNEL_HEADER + TAG_SIZE then
         local finish = tvb:len() - TAG_SIZE
         if BODIES[kind] and finish > CHANNEL_HEADER then
             BODIES[kind](tree, tvb(CHANNEL_HEADER, finish - CHANNEL_HEADER):tvb())

@@ -17,6 +17,7 @@ from packetbridge.ebpf.abi import FLOW, SPLICED, TOMBSTONE, FlowRow, StateNumber
 from packetbridge.ebpf.waiting_room import Openness
 
 _SINCE_SIZE = 4
+_INDEX_AT = FLOW_ID.at("vip_index")
 
 
 class MapFlows:
@@ -58,10 +59,8 @@ class MapFlows:
         Returns how many there were that were not over.
         """
         unfinished = 0
-        for key, row in self.rows():
-            if index_of(key) not in vip_indexes or row.state == StateNumber.OPENING:
-                continue
-            if self._flows.delete(key):
+        for key, row in self._rows_of(vip_indexes):
+            if row.state != StateNumber.OPENING and self._flows.delete(key):
                 self.leave_tombstone(key, row.client_isn, row.balancer_isn, now)
                 unfinished += not is_over(row)
         return unfinished
@@ -81,7 +80,13 @@ class MapFlows:
 
     def open_of_vip(self, vip_index: int) -> int:
         """How many of its flows are not over. Walks through the whole map."""
-        return sum(index_of(key) == vip_index and not is_over(row) for key, row in self.rows())
+        return sum(not is_over(row) for _, row in self._rows_of({vip_index}))
+
+    def _rows_of(self, vip_indexes: Container[int]) -> Iterator[tuple[bytes, FlowRow]]:
+        """As `rows`; those of other VIPs, of which there may be very many, are not unpacked."""
+        for key, data in self._flows.items():
+            if key[_INDEX_AT] in vip_indexes:
+                yield key, FLOW.unpack(data)
 
     def row(self, key: bytes) -> FlowRow | None:
         data = self._flows.lookup(key)

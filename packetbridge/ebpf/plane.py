@@ -26,11 +26,10 @@ from common.dataplane import Feed, PacketLoop, wall_clock
 from common.engine import Counts, Engine, Site
 from common.net import host
 from common.net.backends import BackendTables
-from common.net.errors import HostError
 from common.net.intake import of_packetbridge
 from common.net.interfaces import Interface, interfaces, open_interfaces, tap_interfaces
 from common.net.ownership import OwnedTable
-from common.net.packet_socket import link_header_size
+from common.net.packet_socket import by_link_type, link_header_size
 from common.net.routes import remove_leftovers
 from common.net.sock_diag import SocketQuery
 from common.net.tun import Tun
@@ -222,7 +221,7 @@ class _EbpfPlane:
         if self._tun.restore():
             said.append(f"device {self._tun.name} had been changed: it is set up again")
         others = [each for each in open_interfaces(found) if each.index != self._tun.index]
-        known, unknown = _by_link_type(others)
+        known, unknown = by_link_type(others)
         said += [text for text in unknown if text not in self._unknown_links]
         self._unknown_links = set(unknown)
         repaired = self._residence.tend(list(_places(self._tun, known)))
@@ -237,19 +236,6 @@ def remove_left(site: Site, bridge: IPv4Address, journal: Journal) -> None:
             fate = "carried over" if maps.are_readable else "lost"
             site.logger.warning("programs of an earlier run are removed, its flows are %s", fate)
         maps.write_to(journal)
-
-
-def _by_link_type(found: Iterable[Interface]) -> tuple[list[Interface], list[str]]:
-    """Those on which programs can run, and what is to be said of the others."""
-    known, unknown = [], []
-    for interface in found:
-        try:
-            link_header_size(interface)
-        except HostError as error:
-            unknown.append(str(error))
-        else:
-            known.append(interface)
-    return known, unknown
 
 
 def _places(tun: Tun, tapped: Iterable[Interface]) -> Iterator[Place]:
@@ -270,7 +256,7 @@ def _residence(plan: Plan, journal: Journal, logger: logging.Logger) -> Residenc
 
 
 def _plan(limits: Limits, bridge: IPv4Address, directory: Path, *, adopt: bool) -> Plan:
-    entries = {"flows": limits.flows}
+    entries = {"flows": limits.flows, "tombstones": limits.tombstones}
     return Plan(
         object_name=_OBJECT,
         identity=identity(

@@ -102,6 +102,25 @@ def test_the_tun_is_as_it_was_again(running_lab: Lab, role: str, change: str) ->
     assert_is_put_back(running_lab, host, take, f"device {tun}")
 
 
+# --- what is not the daemons' to put back
+
+
+@each_role
+def test_strict_reverse_path_filters_are_said_when_they_come_and_when_they_go(
+    running_lab: Lab, role: str
+) -> None:
+    host = running_lab.hosts[role]
+    daemon, text = daemon_of(host), "strict reverse path filtering (net.ipv4.conf.all.rp_filter = 1)"
+    before = host.run(["sysctl", "-n", "net.ipv4.conf.all.rp_filter"]).stdout.strip()
+    host.sysctl("net.ipv4.conf.all.rp_filter", 1)
+    try:
+        await_that(lambda: said(daemon, f"WARNING: {text}") == 1, SOON_SECONDS)
+    finally:
+        host.sysctl("net.ipv4.conf.all.rp_filter", int(before))
+    await_that(lambda: said(daemon, f"INFO: no longer: {text}") == 1, SOON_SECONDS)
+    assert_all_is_well(running_lab)
+
+
 # --- programs and pins
 
 

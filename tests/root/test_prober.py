@@ -255,6 +255,19 @@ def test_node_at_an_address_of_this_host_is_not_checked_and_that_is_said(hosts: 
     assert checking.prober.problems() == ["node n1 is an address of this host: it is not checked"]
 
 
+def test_a_node_that_is_checked_from_two_addresses_is_told_of_once_each(
+    hosts: Hosts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of its services asks from the host's address, another from a second one."""
+    hosts.client.run("ip address add 10.98.1.9/24 dev c0")
+    checking, asked = Checking(hosts), target()
+    other = asked._replace(check=asked.check._replace(vip_index=2), source=IPv4Address("10.98.1.9"))
+    with node(hosts, spliced()), caplog.at_level(logging.INFO):
+        checking.verdicts(asked, other, count=8)
+    said = [record.message for record in caplog.records if "is checked from" in record.message]
+    assert sorted(said) == [f"node n1 is checked from {source}" for source in (CLIENT, "10.98.1.9")]
+
+
 def test_answers_that_come_by_a_new_interface_are_taken_once_it_is_followed(hosts: Hosts) -> None:
     checking = Checking(hosts)
 

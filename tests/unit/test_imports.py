@@ -79,7 +79,7 @@ LAYERS = (
         third_party="pyroute2 trio",
     ),
     _layer(
-        *("common.dataplane", "common.daemon", "common.engine", "common.notify"),
+        *("common.dataplane", "common.daemon", "common.engine", "common.notify", "common.problems"),
         may_import=(*CORE, *CONFIGURATION, "common.net", "common.keyring", "common.bpf"),
         third_party="trio",
     ),

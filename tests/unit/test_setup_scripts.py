@@ -334,7 +334,8 @@ def test_installation_is_updated_outlives_its_checkout_and_goes_without_the_key(
 
 
 def test_running_daemon_keeps_its_release_through_an_update(scratch: Path, places: dict[str, str]) -> None:
-    run(scratch / "setup" / "install", environ=places)
+    said = run(scratch / "setup" / "install", environ=places).stdout
+    assert "daemons that run" not in said  # there were none
     current = Path(places["PREFIX"]) / "current"
     first = current.resolve()
     done = run(scratch / "setup" / "install", environ=places)
@@ -343,6 +344,27 @@ def test_running_daemon_keeps_its_release_through_an_update(scratch: Path, place
     assert run(first / "bin" / "balancer").stdout == "this is balancer\n"
     run(scratch / "setup" / "install", environ=places)
     assert not first.exists()  # only the one before is kept
+
+
+@pytest.mark.parametrize("then", ["install", "uninstall"])
+def test_installation_that_fills_the_prefix_itself_is_replaced_or_removed(
+    scratch: Path, places: dict[str, str], then: str
+) -> None:
+    """As earlier releases were installed."""
+    prefix, bindir = Path(places["PREFIX"]), Path(places["BINDIR"])
+    for directory in (prefix / "bin", prefix / "lib", bindir):
+        directory.mkdir(parents=True)
+    (prefix / ".l3dsr").touch()
+    for name in ("balancer", "packetbridge"):
+        program(prefix / "bin", name, "echo an earlier release")
+        (bindir / name).symlink_to(prefix / "bin" / name)
+    run(scratch / "setup" / then, environ=places)
+    if then == "install":
+        assert run(bindir / "balancer").stdout == "this is balancer\n"
+        assert names_in(places["PREFIX"]) == [".l3dsr", "current", "releases"]
+    else:
+        assert names_in(places["BINDIR"]) == []
+        assert not prefix.exists()
 
 
 def test_configuration_of_the_operator_is_neither_replaced_nor_removed(

@@ -1,5 +1,6 @@
 """The balancer's eBPF plane among kernels: services and interfaces come and go, and what is taken away."""
 
+import fcntl
 import logging
 import os
 import socket
@@ -7,7 +8,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ GET = b"GET /film/1.ts HTTP/1.1\r\nHost: v\r\n\r\n"
 SECONDS = 10.0
 LIMITS = Limits(flows=1000, verified=1000, half_open=1000)
 CLIENTS_NODE = SERVER.packed
+TUNSETIFF, TUNSETLINK, IFF_TAP = 0x400454CA, 0x400454CD, 0x0002
 Scenario = Callable[[Running], Awaitable[None]]
 
 
@@ -305,6 +307,35 @@ def test_a_tun_that_was_set_down_is_set_up(hosts: Hosts, stage: Stage) -> None:
             assert (await client.recv(100)).startswith(b"HTTP/1.1 400 ")
 
     stage.play(scenario)
+
+
+def test_an_interface_of_an_unknown_link_type_is_named_once_and_all_else_is_tended(
+    hosts: Hosts, stage: Stage, way: str
+) -> None:
+    async def scenario(running: Running) -> None:
+        with strange_interface(hosts):
+            (said,) = running.engine.tend()
+            assert said.startswith("interface ib0 has link type 32, which cannot be tapped")
+            assert running.engine.tend() == []
+            detach(hosts, stage, way)
+            assert running.engine.tend() == ["somebody has removed our program at ingress of m0: it is back"]
+
+    stage.play(scenario)
+
+
+@contextmanager
+def strange_interface(hosts: Hosts) -> Iterator[None]:
+    """One of InfiniBand, as far as its link type goes."""
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with hosts.middle.entered():
+            fcntl.ioctl(device, TUNSETIFF, struct.pack("=16sH22x", b"ib0", IFF_TAP))
+        fcntl.ioctl(device, TUNSETLINK, 32)
+        hosts.middle.run("ip address add 10.99.1.1/24 dev ib0")
+        hosts.middle.run("ip link set ib0 up")
+        yield
+    finally:
+        os.close(device)
 
 
 def test_the_programs_know_the_smallest_mtu_on_the_way_to_a_node(hosts: Hosts, stage: Stage) -> None:

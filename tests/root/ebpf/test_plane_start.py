@@ -26,6 +26,7 @@ from balancer.core.service import make_nodes
 from common import engine
 from common.bpf import attach, objects
 from common.bpf.errors import BpfError
+from common.bpf.maps import shape_of
 from common.bpf.pins import PinDirectory
 from common.config import AUTO, EBPF
 from common.engine import Engine, Site
@@ -59,7 +60,7 @@ def start_balancer(site: Site, owned: ExitStack, vip_port: int = VIP_PORT) -> En
 
 def start_packetbridge(site: Site, owned: ExitStack, *, adopt: bool = False) -> Engine[Any]:
     service = BridgedService(1, CLIENT.packed, VIP_PORT, MIDDLE.packed, MIDDLE.packed, BACKEND_PORT)
-    limits = BridgeLimits(flows=64)
+    limits = BridgeLimits(flows=64, tombstones=32)
     started = packetbridge.ebpf.plane.start([service], limits, BridgeTimeouts(), site, owned, adopt=adopt)
     return started.engine
 
@@ -263,6 +264,18 @@ def test_two_balancers_with_directories_of_their_own_share_the_host(
             assert attached(hosts) == sorted(2 * ours)
         assert attached(hosts) == ours
     assert "l3dsr" not in hosts.middle.run("nft list tables")
+
+
+@pytest.mark.usefixtures("hosts")
+def test_a_packetbridge_has_as_much_room_as_it_is_told(site: Site) -> None:
+    with ExitStack() as owned:
+        start_packetbridge(site, owned)
+        (directory,) = pins(site)
+        for name, room in (("flows", 64), ("tombstones", 32)):
+            found = directory.get_map(name)
+            assert found is not None
+            assert shape_of(found).max_entries == room
+            os.close(found)
 
 
 def pins(site: Site) -> list[PinDirectory]:

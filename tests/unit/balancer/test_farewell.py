@@ -97,7 +97,7 @@ def test_flows_of_other_nodes_and_services_are_left_alone() -> None:
     clients = [connected(scene, GET.replace(b"film", b"%d" % port), port=port) for port in range(1000, 1050)]
     nodes = {client.port: client.node_address() for client in clients}
     assert set(nodes.values()) == set(NODES.values())
-    assert scene.core.forget_node(INDEX + 1, packed(NODES["node1"]), scene.now) == []
+    assert list(scene.core.forget_node(INDEX + 1, packed(NODES["node1"]), scene.now)) == []
     scene.core.forget_node(INDEX, packed(NODES["node1"]), scene.now)
     left = {flow.client_port: flow.node for flow in scene.core.flows(scene.now)}
     assert left == {port: node for port, node in nodes.items() if node != NODES["node1"]}

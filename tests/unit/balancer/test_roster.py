@@ -224,6 +224,7 @@ def test_operators_word_survives_as_json() -> None:
         {"admin": "on fire"},
         {"weight": "x"},
         {"weight": -1},
+        {"weight": 1001},
         {"weight": True},
     ],
 )

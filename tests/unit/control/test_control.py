@@ -145,6 +145,7 @@ def test_null_is_a_value(served: Path) -> None:
         (b'{"do": "drain", "node": ""}', "drain: Expected `str` of length >= 1 - at `$.node`"),
         (b'{"do": "status", "node": "a"}', "status: Object contains unknown field `node`"),
         (b'{"do": "weight", "node": "a", "weight": -1}', "weight: Expected `int` >= 0 - at `$.weight`"),
+        (b'{"do": "weight", "node": "a", "weight": 1001}', "weight: Expected `int` <= 1000 - at `$.weight`"),
         (b'{"do": "drain", "node": "a"}', "there is no node a: the nodes are node1 and node2"),
         (b'{"do": "reload"}', "balancer.toml line 3: vip is missing"),
     ],

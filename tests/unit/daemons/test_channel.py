@@ -204,6 +204,23 @@ def test_nothing_grows_while_a_node_is_away_and_nodes_are_set_again_and_again(ke
     converse(balancer, [peer(NODE)], script=script)
 
 
+def test_what_was_under_way_as_a_node_was_taken_away_is_not_told(keys: KeySource) -> None:
+    """Both may happen in one round of the loop: the answer is read after the reload."""
+    node = NodeEnd(NODE, keys)
+    balancer = BalancerEnd(keys, node.port)
+
+    async def script() -> None:
+        await balancer.until_state(State.OK)
+        line = balancer.channels._lines["n1"]
+        balancer.channels.set_nodes([])
+        told = len(balancer.told)
+        line._tell(line.conversation.word._replace(state=State.SILENT))
+        assert len(balancer.told) == told
+
+    with node.open():
+        converse(balancer, [peer(NODE)], node, script=script)
+
+
 def test_forged_answers_do_not_disturb_a_channel(keys: KeySource) -> None:
     """The node sends rubbish, the question, a damaged answer, and its answer twice."""
     node = NodeEnd(NODE, keys)

@@ -8,6 +8,7 @@ import trio
 import trio.testing
 
 from common.daemon import SILENCE_SECONDS, WATCH_SECONDS, complain
+from common.problems import Problems
 
 LOGGER = logging.getLogger("daemon")
 COMPLAINTS = {"bad_tag": "wrong tags: look at the key", "full": "no room"}
@@ -51,3 +52,18 @@ def test_growth_after_a_long_silence_is_told_again(caplog: pytest.LogCaptureFixt
         "no room (full=1)",
         "no room (full=2)",
     ]
+
+
+def test_problems_are_told_when_they_begin_and_when_they_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    problems = Problems(LOGGER, node="node1")
+    for found in (["a", "b"], ["b", "a"], ["b"], []):
+        problems.are(found)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert said == [
+        ("WARNING", "a"),
+        ("WARNING", "b"),
+        ("INFO", "no longer: a"),
+        ("INFO", "no longer: b"),
+    ]
+    assert {record.__dict__["node"] for record in caplog.records} == {"node1"}

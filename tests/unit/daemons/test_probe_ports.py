@@ -51,6 +51,18 @@ def test_host_without_free_ports_is_told_what_to_set(tmp_path: Path) -> None:
         find_ports(proc=proc(tmp_path, "1024 65535"))
 
 
+def test_ports_are_in_use_until_the_last_one_is_given_back() -> None:
+    ports = ProbePorts(range(100, 103), first=0)
+    assert not ports.are_in_use
+    first, second = ports.take(0.0), ports.take(0.0)
+    assert first == 100
+    assert second == 101
+    ports.give_back(first, 1.0)
+    assert ports.are_in_use
+    ports.give_back(second, 1.0)
+    assert not ports.are_in_use
+
+
 def test_port_rests_before_it_comes_again() -> None:
     ports = ProbePorts(range(100, 103), first=1)
     assert [ports.take(0.0) for _ in range(4)] == [101, 102, 100, None]

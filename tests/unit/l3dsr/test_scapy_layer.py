@@ -161,3 +161,10 @@ def test_a_refusal_has_no_tag() -> None:
     message = Channel(data)
     assert (message.type, message.body.reason, message.tag) == (15, 2, None)
     assert built_again(data) == data
+
+
+def test_a_filler_has_no_tag() -> None:
+    data = channel.fill(1472, time=5, nonce=6, node=NODE)
+    message = Channel(data)
+    assert (message.type, message.nonce, message.tag, bytes(message.body)) == (5, 6, None, bytes(1472 - 20))
+    assert built_again(data) == data

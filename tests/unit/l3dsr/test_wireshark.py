@@ -128,9 +128,10 @@ def test_messages_of_the_channel_are_dissected(tmp_path: Path) -> None:
         sealed(Kind.ASK_FLOW, channel.emit_flow_question(question)),
         sealed(Kind.FLOW, channel.emit_flow(FlowAnswer("spliced", 1.5, 0.25, b'{"seq_delta":5}'))),
         channel.refuse(Reason.TOO_OLD, time=5, nonce=6, node=NODE),
+        channel.fill(1472, time=5, nonce=7, node=NODE),
     ]
     found = dissected(map(in_udp, messages), tmp_path / "a.pcap", "channel")
-    told, asked, answered, refused = found
+    told, asked, answered, refused, filler = found
     assert (told["type"], told["key_id"], told["node"]) == (["2"], ["1"], [str(IPv4Address(NODE))])
     assert (told["nonce"], told["tag"]) == (["0x1122334455667788"], ["00:01:02:03:04:05:06:07"])
     assert (told["tos"], told["draining"], told["stopping"]) == (["0x1c"], ["false"], ["true"])
@@ -143,6 +144,7 @@ def test_messages_of_the_channel_are_dissected(tmp_path: Path) -> None:
     assert (answered["state"], answered["age"], answered["idle"]) == (["spliced"], ["1500"], ["250"])
     assert answered["details"] == ['{"seq_delta":5}']
     assert (refused["reason"], "tag" in refused) == (["2"], False)
+    assert (filler["type"], filler["nonce"], "tag" in filler) == (["5"], ["0x0000000000000007"], False)
 
 
 def test_damaged_packets_cause_no_error_of_the_script(tmp_path: Path) -> None:

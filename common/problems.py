@@ -1,15 +1,15 @@
-"""What is wrong between the balancer and a node, said in the log when it begins and when it ends."""
+"""What is wrong beside a daemon, said in the log when it begins and when it ends."""
 
 import logging
 from collections.abc import Iterable
 
 
 class Problems:
-    """Of one node."""
+    """Of one thing, such as a node, which ``fields`` name in each line."""
 
-    def __init__(self, node: str, logger: logging.Logger) -> None:
-        self._fields = {"node": node}
+    def __init__(self, logger: logging.Logger, **fields: str) -> None:
         self._logger = logger
+        self._fields = fields
         self._known: frozenset[str] = frozenset()
 
     def are(self, found: Iterable[str]) -> None:
