@@ -150,7 +150,8 @@ class _Daemon:
 
     def _warnings(self) -> list[str]:
         """What concerns no node."""
-        return [*self._config.warnings, *host.obstacles(), *self._prober.problems()]
+        refused = [f"not in force yet: {refusal}"] if (refusal := self._director.refusal) else []
+        return [*self._config.warnings, *host.obstacles(), *self._prober.problems(), *refused]
 
     def _follow_director(self) -> None:
         """Its nodes, and which of them are to be checked, may have changed."""

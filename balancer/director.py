@@ -32,7 +32,7 @@ from common.net.errors import HostError
 from common.wire import handoff, ipv4
 from common.wire.offload import Packet
 
-RESETS_AT_ONCE = 10
+RESETS_AT_ONCE = 30
 RESETS_PAUSE_SECONDS = 0.03
 """Between as many: what the clients say is answered by resets, which are rationed."""
 TICK_SECONDS = 1.0
@@ -78,8 +78,8 @@ class Director:
         self._paths_changed = False
         self._path_mtus: dict[IPv4Address, int] = {}
         """As last found, of the nodes of all services."""
-        self._refusal = ""
-        """Why the plane has not taken the last change."""
+        self.refusal = ""
+        """Why the data plane does not have what rosters and paths say; empty where it has."""
         self._served: dict[int, Served] = {}
         self._served = self._planned(config, time.monotonic())
 
@@ -322,11 +322,11 @@ class Director:
         try:
             self.refresh()
         except HostError as error:
-            if str(error) != self._refusal:
+            if str(error) != self.refusal:
                 self._logger.error("the data plane does not take what has changed: %s", error)
-            self._refusal = str(error)
+            self.refusal = str(error)
         else:
-            self._refusal = ""
+            self.refusal = ""
 
     def _count_rates(self) -> None:
         loads, now = self.loads, time.monotonic()

@@ -10,6 +10,7 @@ from balancer.director import Director, Served
 from balancer.engine import BalancerEngine
 from common.console import Sparingly
 from common.engine import Counts
+from common.log import lost_lines
 from common.release import RELEASE
 from common.reports import BalancerReport, ChannelReport, NodeReport, ServiceReport
 
@@ -43,7 +44,7 @@ class Reporter:
             uptime=time.monotonic() - self._began,
             generation=self._director.generation,
             services=[self._service(each) for each in served],
-            counters={**self._engine.counters(), **self._counters()},
+            counters={**self._engine.counters(), **self._counters(), "log_lines_lost": lost_lines()},
             sizes=dict(self._sizes()),
             warnings=self._warnings(served),
         )

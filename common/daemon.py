@@ -27,7 +27,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _REACTED_TO = (signal.SIGHUP, signal.SIGUSR1)
 WATCH_SECONDS = 2.0
 TEND_SECONDS = 3.0
-_TEND_PAUSE_SECONDS = 0.1
+_TEND_PAUSE_SECONDS = 0.5
 SILENCE_SECONDS = 600.0
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
 """How rarely cycles are looked for: packets make none, and many flows take long to walk through."""
@@ -78,6 +78,8 @@ def serve(engine: Engine[Any], running: Running, watch: NetworkWatch, logger: lo
             running.reload()
         except (ConfigError, HostError) as error:
             logger.error("not reloaded, all stays as it was: %s", error)
+        except Exception:  # a bug must not end the service, as little as one that a packet brings to light
+            logger.exception("a bug: not reloaded, or not all")
         notify.ready()
 
     gc.freeze()

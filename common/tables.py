@@ -88,7 +88,14 @@ class DictTable(Generic[Key, Value]):
 
     def items(self) -> Iterator[tuple[Key, Value]]:
         """All of them, while they may change."""
-        return _items(self._values)
+        for key in list(self._values):
+            value = self._values.get(key)
+            if value is not None:
+                yield key, value
+
+    def keys(self) -> Iterator[Key]:
+        """The same, without the values."""
+        return iter(list(self._values))
 
     def __len__(self) -> int:
         return len(self._values)
@@ -138,19 +145,12 @@ class AgingTable(Generic[Key, Value]):
     def oldest(self) -> Key | None:
         return next(iter(self._deadlines), None)
 
-    def items(self) -> Iterator[tuple[Key, Value]]:
+    def keys(self) -> Iterator[Key]:
         """All of them, while they may change."""
-        return _items(self._values)
+        return iter(list(self._values))
 
     def __contains__(self, key: Key) -> bool:
         return key in self._values
 
     def __len__(self) -> int:
         return len(self._values)
-
-
-def _items(values: dict[Key, Value]) -> Iterator[tuple[Key, Value]]:
-    for key in list(values):
-        value = values.get(key)
-        if value is not None:
-            yield key, value

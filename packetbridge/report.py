@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from common.console import Sparingly
 from common.engine import Counts
+from common.log import lost_lines
 from common.net import host
 from common.release import RELEASE
 from common.reports import PacketbridgeReport, VipReport
@@ -40,7 +41,7 @@ class Reporter:
                 VipReport(str(vip.vip), vip.index, str(vip.backend), flows.get(vip.index, 0))
                 for vip in self.config.vips
             ],
-            counters={**self._plane.engine.counters(), **self._counters()},
+            counters={**self._plane.engine.counters(), **self._counters(), "log_lines_lost": lost_lines()},
             sizes=dict(self._sizes()),
             warnings=[*self.config.warnings, *host.obstacles()],
         )

@@ -71,11 +71,11 @@ class Connections:
 
     def forget_services(self, services: Iterable[Service]) -> int:
         """Returns how many of their connections were flows."""
-        flows = keys_among(self.flows.items(), services)
+        flows = keys_among(self.flows.keys(), services)
         for key in flows:
             self.forget(key)
         for table in (self.verified, self.collecting, self.answered):
-            for key in keys_among(table.items(), services):
+            for key in keys_among(table.keys(), services):
                 self.forget(key)
         return len(flows)
 

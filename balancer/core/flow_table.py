@@ -31,9 +31,13 @@ class FlowTable(Table[FlowKey, Flow], Protocol):
         """All of them, while they may change."""
         ...
 
+    def keys(self) -> Iterator[FlowKey]:
+        """The same, without the flows."""
+        ...
+
 
 class HandshakeTable(Aging[FlowKey, Value], Protocol[Value]):
-    def items(self) -> Iterator[tuple[FlowKey, Value]]:
+    def keys(self) -> Iterator[FlowKey]:
         """All of them, while they may change."""
         ...
 

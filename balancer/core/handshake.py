@@ -80,7 +80,7 @@ class Greeter:
 
     def forget_services(self, services: Iterable[Service]) -> None:
         """Nobody who has been answered for them is known any more."""
-        for key in keys_among(self._half_open.items(), services):
+        for key in keys_among(self._half_open.keys(), services):
             self._half_open.delete(key)
 
 

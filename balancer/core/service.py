@@ -70,10 +70,10 @@ class Service(NamedTuple):
         return 10 * self.max_payload
 
 
-def keys_among(entries: Iterable[tuple[FlowKey, object]], services: Iterable[Service]) -> list[FlowKey]:
-    """Of the connections of ``services``, out of a table's entries."""
+def keys_among(keys: Iterable[FlowKey], services: Iterable[Service]) -> list[FlowKey]:
+    """Those of the connections of ``services``."""
     endpoints = {service.endpoint for service in services}
-    return [key for key, _ in entries if (key[4:8], key_ports(key)[1]) in endpoints]
+    return [key for key in keys if (key[4:8], key_ports(key)[1]) in endpoints]
 
 
 class Services:

@@ -47,6 +47,12 @@ def map_key(client: bytes, client_port: bytes, vip_index: int) -> bytes:
     return FLOW_ID.pack(FlowId(client, client_port, vip_index))
 
 
+def _keys_in(entries: HashMap, keys: Keys) -> Iterator[FlowKey]:
+    """Those of services that there are."""
+    unpacked = (keys.unpack(packed) for packed, _ in entries.items())
+    return (key for key in unpacked if key is not None)
+
+
 def forget_indexes(entries: HashMap, vip_indexes: Container[int]) -> int:
     """Delete all entries of services from a map whose keys are `FlowId`. How many there were."""
     gone = [key for key, _ in entries.items() if key[_INDEX_AT] in vip_indexes]
@@ -98,6 +104,9 @@ class MapFlowTable:
             key = self._keys.unpack(packed)
             if key is not None:
                 yield key, self._flow(key, FLOW.unpack(data))
+
+    def keys(self) -> Iterator[FlowKey]:
+        return _keys_in(self._map, self._keys)
 
     def take_of_node(self, vip_index: int, node: bytes) -> Iterator[tuple[FlowKey, Flow]]:
         """Forget the flows of one service at one node."""
@@ -211,11 +220,8 @@ class _MapAgingTable(Generic[Value]):
         if packed is not None:
             self._map.delete(packed)
 
-    def items(self) -> Iterator[tuple[FlowKey, Value]]:
-        for packed, data in self._map.items():
-            key = self._keys.unpack(packed)
-            if key is not None:
-                yield key, self.unpack(data)[0]
+    def keys(self) -> Iterator[FlowKey]:
+        return _keys_in(self._map, self._keys)
 
     def expire(self, now: float) -> None:
         """What is too old is not seen from now on."""
