@@ -54,6 +54,12 @@ def _parse_statuses(text: str) -> range:
     raise ConfigError(f"{text!r} is not a status or a range of them, such as 200-399")
 
 
+def shown_statuses(statuses: range) -> str:
+    """As they are written."""
+    first, last = statuses[0], statuses[-1]
+    return f"{first}-{last}" if last > first else str(first)
+
+
 class WrittenKey(Written[KeySpec]):
     """See `parse_key_spec`."""
 

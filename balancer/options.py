@@ -1,11 +1,20 @@
 """The balancer's options, and how they override its configuration file."""
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from balancer.document import DEFAULT_WEIGHT, BalancerKeys, LimitKeys, PoolKeys, ServiceKeys
+from balancer.document import (
+    DEFAULT_WEIGHT,
+    BalancerKeys,
+    HealthConfig,
+    LimitKeys,
+    PoolKeys,
+    ServiceKeys,
+    shown_statuses,
+)
 from common.config import (
     DEFAULT_INDEX,
     DEFAULT_NODE,
@@ -45,6 +54,11 @@ _OF_POOL = (
     _of(PoolKeys, "pool", "load-factor", "C|off"),
     _of(PoolKeys, "pool", "slow-start", "SECONDS"),
 )
+_OF_HEALTH = tuple(
+    Setting(f"--health-{name}", ("pool", 0, "health", name), HealthConfig, metavar)
+    for name, metavar in (("interval", "SECONDS"), ("timeout", "SECONDS"), ("rise", "N"), ("fall", "N"))
+)
+_EXPECT = "--health-expect"
 _OF_DAEMON = (Setting("--max-flows", ("limits", "flows"), LimitKeys, "N"),)
 
 
@@ -67,7 +81,13 @@ def make_parser() -> Parser:
         "the path that nodes are asked for to see whether they serve, or `off`",
         metavar="PATH|off",
     )
-    for setting in (*_OF_POOL, *_OF_DAEMON):
+    parser.explain(
+        _EXPECT,
+        ",".join(map(shown_statuses, HealthConfig().expect)),
+        "the statuses of an answer that is healthy",
+        metavar="STATUS[-STATUS],...",
+    )
+    for setting in (*_OF_HEALTH, *_OF_POOL, *_OF_DAEMON):
         parser.add_setting(setting)
     add_host_options(parser, BalancerKeys)
     return parser
@@ -78,9 +98,10 @@ def put(document: Document, options: argparse.Namespace) -> None:
 
     `ConfigError` where it is not clear which service is meant.
     """
-    one_service = (_LISTEN, *_OF_SERVICE, *_OF_POOL)
+    one_service = (_LISTEN, *_OF_SERVICE, *_OF_POOL, *_OF_HEALTH)
     given = [setting.option for setting in one_service if hasattr(options, setting.destination)]
-    given += [f"--{name}" for name in ("node", "health") if hasattr(options, name)]
+    others = {"node": "--node", "health": "--health", "health_expect": _EXPECT}
+    given += [option for name, option in others.items() if hasattr(options, name)]
     services = document.array("service")
     if given and len(services) > 1:
         raise document.error(
@@ -89,14 +110,12 @@ def put(document: Document, options: argparse.Namespace) -> None:
     _complete(document, replaces_nodes=hasattr(options, "node"))
     put_settings(document, options, (_LISTEN, *_OF_SERVICE))
     at = _pool_of_service(document) if given else 0
-    pool_settings = [
-        Setting(of.option, ("pool", at, *of.place[2:]), of.schema, of.metavar) for of in _OF_POOL
-    ]
-    put_settings(document, options, pool_settings)
+    put_settings(document, options, _in_pool(at, _OF_POOL))
     if hasattr(options, "node"):
         _put_nodes(document, at, options.node)
     if hasattr(options, "health"):
         _put_health(document, at, options.health)
+    _put_checks(document, at, options)
     put_settings(document, options, _OF_DAEMON)
     put_host_options(document, options, BalancerKeys)
 
@@ -138,6 +157,23 @@ def _put_nodes(document: Document, pool: int, texts: list[str]) -> None:
         if sign:
             number = int(weight) if weight.isascii() and weight.isdigit() and len(weight) < 9 else weight
             document.put((*place, "weight"), number, f"weight of node {name!r}", weight)
+
+
+def _in_pool(at: int, settings: Iterable[Setting]) -> list[Setting]:
+    return [Setting(of.option, ("pool", at, *of.place[2:]), of.schema, of.metavar) for of in settings]
+
+
+def _put_checks(document: Document, pool: int, options: argparse.Namespace) -> None:
+    """How checks are made; `ConfigError` where there are none."""
+    given = [setting.option for setting in _OF_HEALTH if hasattr(options, setting.destination)]
+    if hasattr(options, "health_expect"):
+        given.append(_EXPECT)
+    if given and document.array("pool")[pool].get("health") == OFF:
+        raise ConfigError(f"{given[0]}: health checks are off")
+    put_settings(document, options, _in_pool(pool, _OF_HEALTH))
+    if hasattr(options, "health_expect"):
+        text = options.health_expect
+        document.put(("pool", pool, "health", "expect"), text.split(","), _EXPECT, text)
 
 
 def _put_health(document: Document, pool: int, text: str) -> None:

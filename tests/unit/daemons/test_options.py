@@ -61,6 +61,15 @@ def test_options_of_a_pool_mean_what_they_say() -> None:
     assert pool.health == HealthConfig(path="/up")
 
 
+def test_options_of_checks_mean_what_they_say() -> None:
+    text = (
+        "--health-expect 204,300-303 --health-interval 9 --health-timeout 4 --health-rise 5 --health-fall 6"
+    )
+    assert balancer.config.parse(text.split()).services[0].pool.health == HealthConfig(
+        expect=(range(204, 205), range(300, 304)), interval=9.0, timeout=4.0, rise=5, fall=6
+    )
+
+
 def test_nodes_are_checked_unless_that_is_switched_off() -> None:
     health = balancer.config.parse([]).services[0].pool.health
     assert health is not None
@@ -147,6 +156,9 @@ BAD_FOR_BALANCER = {
     "--load-factor 1": "--load-factor '1' is not a number above 1 and up to 10",
     "--load-factor nan": "--load-factor 'nan' is not a number above 1 and up to 10",
     "--slow-start -1": "--slow-start '-1' is not a number from 0 to 3600",
+    "--health-rise 0": "--health-rise '0' is not a number from 1 to 100",
+    "--health off --health-fall 2": "--health-fall: health checks are off",
+    "--health-expect 200,2x": "expect: entry 2: '2x' is not a status or a range of them",
     "--no-node 404": '--no-node \'404\' is not "503" or "all"',
     "--metrics 9713": "'9713' is not ADDR:PORT",
     "--channel-port 65536": "--channel-port '65536' is not a number from 1 to 65535",
