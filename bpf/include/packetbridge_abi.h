@@ -193,8 +193,14 @@ _Static_assert(__builtin_offsetof(struct sweep_result, questions) == 24, "sweep_
 
 struct open_flows {
     __s64 open;
+    __u64 changes;
     __u64 swept;
+    __s64 open_before;
+    __u64 changes_before;
 };
-_Static_assert(sizeof(struct open_flows) == 16, "open_flows");
+_Static_assert(sizeof(struct open_flows) == 40, "open_flows");
 _Static_assert(__builtin_offsetof(struct open_flows, open) == 0, "open_flows.open");
-_Static_assert(__builtin_offsetof(struct open_flows, swept) == 8, "open_flows.swept");
+_Static_assert(__builtin_offsetof(struct open_flows, changes) == 8, "open_flows.changes");
+_Static_assert(__builtin_offsetof(struct open_flows, swept) == 16, "open_flows.swept");
+_Static_assert(__builtin_offsetof(struct open_flows, open_before) == 24, "open_flows.open_before");
+_Static_assert(__builtin_offsetof(struct open_flows, changes_before) == 32, "open_flows.changes_before");

@@ -117,8 +117,13 @@ class OpenFlows(NamedTuple):
     open: S64
     """Flows that are not over. The programs count as they go, each sweep corrects it; for a moment it may be
     below 0."""
+    changes: U64
+    """How often that was counted up or down."""
     swept: U64
     """What the sweep that is running has counted so far."""
+    open_before: S64
+    """As the sweep began; so is the next."""
+    changes_before: U64
 
 
 class SweepResult(NamedTuple):

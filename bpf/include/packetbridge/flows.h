@@ -66,8 +66,10 @@ static __noinline void count_open(const struct flow_id *id, int change)
 {
     struct open_flows *of_vip = open_flows_of(id);
 
-    if (of_vip)
+    if (of_vip) {
+        __sync_fetch_and_add(&of_vip->changes, 1);
         __sync_fetch_and_add(&of_vip->open, change);
+    }
 }
 
 /* After something by which the flow may be over, or not over any more. */

@@ -64,16 +64,35 @@ static long sweep_flow(void *map, struct flow_id *key, struct bridge_flow *flow,
     return 0;
 }
 
-/* What was counted is right but for what has happened meanwhile. */
-static long correct_open(__u32 vip_index, void *context)
+static long begin_open(__u32 vip_index, void *context)
 {
     struct open_flows *of_vip = bpf_map_lookup_elem(&open_flows, &vip_index);
 
     (void)context;
     if (of_vip) {
-        of_vip->open = of_vip->swept;
         of_vip->swept = 0;
+        of_vip->changes_before = of_vip->changes;
+        of_vip->open_before = of_vip->open;
     }
+    return 0;
+}
+
+/* A flow that has begun or ended during the sweep may have been seen or not. What was swept differs from
+ * what had been counted by no more than that, or else the count is wrong by the rest. */
+static long correct_open(__u32 vip_index, void *context)
+{
+    struct open_flows *of_vip = bpf_map_lookup_elem(&open_flows, &vip_index);
+    __s64 excess, changes;
+
+    (void)context;
+    if (!of_vip)
+        return 0;
+    changes = of_vip->changes - of_vip->changes_before;
+    excess = (__s64)of_vip->swept - of_vip->open_before;
+    if (excess > changes)
+        __sync_fetch_and_add(&of_vip->open, excess - changes);
+    else if (excess < -changes)
+        __sync_fetch_and_add(&of_vip->open, excess + changes);
     return 0;
 }
 
@@ -85,6 +104,7 @@ static __always_inline int sweep_flows(void)
     struct sweep_result *last = bpf_map_lookup_elem(&sweep_result, &first);
 
     sweep.needs_room = last && last->is_full;
+    bpf_loop(MAX_SERVICES, begin_open, NULL, 0);
     bpf_for_each_map_elem(&flows, sweep_flow, &sweep, 0);
     bpf_loop(MAX_SERVICES, correct_open, NULL, 0);
     bpf_map_update_elem(&sweep_result, &first, &sweep.result, BPF_ANY);
