@@ -61,9 +61,7 @@ class ReportBody(_Body):
     name = "report"
     fields_desc = [
         ByteField("tos", 0),
-        BitField("draining", 0, 1),
-        BitField("stopping", 0, 1),
-        BitField("reserved", 0, 6),
+        ByteField("reserved", 0),
         ByteEnumField("engine", 0, {0: "unknown", 1: "raw", 2: "ebpf"}),
         FieldLenField("count", None, fmt="B", count_of="vips"),
         ShortField("milliseconds", 0),

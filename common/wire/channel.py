@@ -32,7 +32,6 @@ ENGINES = ("", "raw", "ebpf")
 """By their number in a report; the first one is none that is known."""
 
 _FLAG_KEY_ID = 1 << 7
-_FLAG_DRAINING, _FLAG_STOPPING = 1 << 7, 1 << 6
 _TIME_MODULUS = 1 << 32
 _U32_MAX, _U64_MAX = (1 << 32) - 1, (1 << 64) - 1
 
@@ -85,9 +84,7 @@ HEADER_LAYOUT = (
 
 REPORT_LAYOUT = (
     Field("TOS", 8, "the TOS byte that the request arrived with"),
-    Field("D", 1, "the node asks for no new flows"),
-    Field("S", 1, "the packetbridge is about to stop"),
-    Field("rsv", 6, "0, not looked at"),
+    Field("rsv", 8, "0, not looked at"),
     Field("engine", 8, "1: raw; 2: ebpf; 0: another"),
     Field("VIPs", 8, "how many entries follow, at most 63"),
     Field("milliseconds", 16, "of the node's clock, 0 to 999, beside the header's seconds"),
@@ -179,8 +176,6 @@ class NodeFacts(NamedTuple):
     bytes_to_clients: int
     vips: tuple[ServedVip, ...]
     """Ascending by index."""
-    draining: bool = False
-    stopping: bool = False
 
 
 class Report(NamedTuple):
@@ -272,10 +267,9 @@ def age(message: Message, wall_seconds: int) -> int:
 
 def emit_report(report: Report) -> bytes:
     facts = report.facts
-    flags = (_FLAG_DRAINING if facts.draining else 0) | (_FLAG_STOPPING if facts.stopping else 0)
     head = _REPORT.pack(
         report.tos,
-        flags,
+        0,
         ENGINES.index(facts.engine) if facts.engine in ENGINES else 0,
         len(facts.vips),
         report.milliseconds,
@@ -292,7 +286,7 @@ def emit_report(report: Report) -> bytes:
 def parse_report_untrusted(body: bytes) -> Report:
     if len(body) < _REPORT.size:
         raise WireError("bad_channel_message")
-    tos, flags, engine, count, milliseconds, _, uptime, delivered, release = _REPORT.unpack_from(body)
+    tos, _, engine, count, milliseconds, _, uptime, delivered, release = _REPORT.unpack_from(body)
     if len(body) != _REPORT.size + count * _VIP.size or engine >= len(ENGINES) or milliseconds > 999:
         raise WireError("bad_channel_message")
     vips = tuple(
@@ -308,8 +302,6 @@ def parse_report_untrusted(body: bytes) -> Report:
         uptime=float(uptime),
         bytes_to_clients=delivered,
         vips=vips,
-        draining=bool(flags & _FLAG_DRAINING),
-        stopping=bool(flags & _FLAG_STOPPING),
     )
     return Report(facts, tos, milliseconds)
 

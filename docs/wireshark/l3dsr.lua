@@ -130,8 +130,6 @@ local cf = {
     tag = ProtoField.bytes("l3dsr.channel.tag", "Tag"),
     reason = ProtoField.uint8("l3dsr.channel.reason", "Reason", base.DEC, REASONS),
     tos = ProtoField.uint8("l3dsr.channel.tos", "TOS byte seen", base.HEX_DEC),
-    draining = ProtoField.bool("l3dsr.channel.draining", "Draining", 8, nil, 0x80),
-    stopping = ProtoField.bool("l3dsr.channel.stopping", "Stopping", 8, nil, 0x40),
     engine = ProtoField.uint8("l3dsr.channel.engine", "Engine", base.DEC, ENGINES),
     vips = ProtoField.uint8("l3dsr.channel.vips", "VIPs"),
     milliseconds = ProtoField.uint16("l3dsr.channel.milliseconds", "Milliseconds"),
@@ -154,8 +152,6 @@ channel.fields = cf
 local function add_report(tree, body)
     if body:len() < 44 then return end
     tree:add(cf.tos, body(0, 1))
-    tree:add(cf.draining, body(1, 1))
-    tree:add(cf.stopping, body(1, 1))
     tree:add(cf.engine, body(2, 1))
     tree:add(cf.vips, body(3, 1))
     tree:add(cf.milliseconds, body(4, 2))

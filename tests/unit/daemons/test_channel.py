@@ -47,8 +47,8 @@ def test_a_node_reports_again_and_again_and_its_dscps_arrive(keys: KeySource) ->
         assert 0 < word.round_trip < PERIOD
         assert word.clock_offset is not None
         assert abs(word.clock_offset) < 0.1
-        node.facts = FACTS._replace(stopping=True)
-        await balancer.until(lambda word: word.report is not None and word.report.facts.stopping)
+        node.facts = FACTS._replace(uptime=7.0)
+        await balancer.until(lambda word: word.report is not None and word.report.facts.uptime == 7)
 
     with node.open():
         converse(balancer, [peer(NODE, 1, 7)], node, script=script)

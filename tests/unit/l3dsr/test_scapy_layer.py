@@ -124,7 +124,7 @@ def test_reports_of_the_channel_are_read_and_built(
     indices: list[int], flows: int, delivered: int, port: int
 ) -> None:
     vips = tuple(ServedVip(index, NODE, port, flows) for index in indices)
-    facts = NodeFacts("0.2.0", "ebpf", 77.0, delivered, vips, draining=True)
+    facts = NodeFacts("0.2.0", "ebpf", 77.0, delivered, vips)
     data = datagram(Kind.REPORT, channel.emit_report(channel.Report(facts, 0x1C, 123)))
     message = Channel(data)
     body = message.body
@@ -132,7 +132,7 @@ def test_reports_of_the_channel_are_read_and_built(
         *(2, 1, 1_700_000_000, 0x1122334455667788),
     )
     assert (message.node, message.tag) == ("192.168.33.20", data[-8:])
-    assert (body.tos, body.draining, body.stopping, body.engine) == (0x1C, 1, 0, 2)
+    assert (body.tos, body.engine) == (0x1C, 2)
     assert (body.bytes_to_clients, body.release.rstrip(b"\0")) == (delivered, b"0.2.0")
     assert [(vip.vip_index, vip.vip_port, vip.vip, vip.flows) for vip in body.vips] == [
         (index, port, "192.168.33.20", flows) for index in indices

@@ -121,7 +121,7 @@ def sealed(kind: Kind, body: bytes) -> bytes:
 
 def test_messages_of_the_channel_are_dissected(tmp_path: Path) -> None:
     vips = (ServedVip(1, bytes([192, 168, 33, 10]), 80, 5), ServedVip(7, bytes([192, 168, 33, 11]), 81, 6))
-    report = channel.Report(NodeFacts("0.2.0", "ebpf", 77.0, 12345678901, vips, stopping=True), 28, 123)
+    report = channel.Report(NodeFacts("0.2.0", "ebpf", 77.0, 12345678901, vips), 28, 123)
     question = FlowQuestion(7, bytes([203, 0, 113, 7]), 49152)
     messages = [
         sealed(Kind.REPORT, channel.emit_report(report)),
@@ -134,7 +134,7 @@ def test_messages_of_the_channel_are_dissected(tmp_path: Path) -> None:
     told, asked, answered, refused, filler = found
     assert (told["type"], told["key_id"], told["node"]) == (["2"], ["1"], [str(IPv4Address(NODE))])
     assert (told["nonce"], told["tag"]) == (["0x1122334455667788"], ["00:01:02:03:04:05:06:07"])
-    assert (told["tos"], told["draining"], told["stopping"]) == (["0x1c"], ["false"], ["true"])
+    assert told["tos"] == ["0x1c"]
     assert (told["engine"], told["vips"], told["milliseconds"]) == (["2"], ["2"], ["123"])
     assert (told["uptime"], told["bytes_to_clients"]) == (["77"], ["12345678901"])
     assert (told["release"], told["vip_index"]) == (["0.2.0"], ["1", "7"])

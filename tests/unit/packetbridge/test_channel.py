@@ -28,7 +28,6 @@ FACTS = NodeFacts(
         ServedVip(1, bytes([192, 168, 33, 10]), 80, 12),
         ServedVip(7, bytes([192, 168, 33, 11]), 443, 0),
     ),
-    draining=True,
 )
 FLOW = FlowReport(
     client="203.0.113.7",

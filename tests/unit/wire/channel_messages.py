@@ -12,7 +12,7 @@ SIZE = 1200
 ASK_REPORT, REPORT, ASK_FLOW, FLOW, REFUSAL = 1, 2, 3, 4, 15
 
 REPORT_BODY = bytes.fromhex(
-    "1c 80 02 02"  # TOS 0x1c, draining, ebpf, two VIPs
+    "1c 00 02 02"  # TOS 0x1c, ebpf, two VIPs
     "01f4 0000"  # 500 ms
     "0000 0e10"  # up for an hour
     "0000 0000 0001 0000"  # 65536 bytes to clients

@@ -34,7 +34,6 @@ FACTS = NodeFacts(
         ServedVip(1, bytes([192, 168, 33, 10]), 80, 12),
         ServedVip(7, bytes([192, 168, 33, 11]), 443, 0),
     ),
-    draining=True,
 )
 REPORT = Report(FACTS, tos=0x1C, milliseconds=500)
 QUESTION = FlowQuestion(1, CLIENT, 49152)
@@ -253,8 +252,6 @@ facts_values = st.builds(
     vips=st.dictionaries(
         st.integers(1, 63), st.tuples(st.binary(min_size=4, max_size=4), u16, u32), max_size=63
     ).map(lambda vips: tuple(ServedVip(index, *vips[index]) for index in sorted(vips))),
-    draining=st.booleans(),
-    stopping=st.booleans(),
 )
 reports = st.builds(Report, facts_values, st.integers(0, 255), st.integers(0, 999))
 

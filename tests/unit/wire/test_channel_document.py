@@ -70,8 +70,6 @@ LAYOUTS = {
         channel.REPORT_LAYOUT,
         {
             "TOS": (report(tos=0x1C), 0x1C),
-            "D": (report(facts=FACTS._replace(draining=True)), 1),
-            "S": (report(facts=FACTS._replace(stopping=True)), 1),
             "engine": (report(facts=FACTS._replace(engine="ebpf")), 2),
             "VIPs": (report(facts=FACTS._replace(vips=(ServedVip(1, NODE, 80, 0),)))[:44], 1),
             "milliseconds": (report(milliseconds=999), 999),
