@@ -184,7 +184,7 @@ class BalancerCore:
         ]
         for key, _ in forgotten:
             flows.delete(key)
-        return farewells(forgotten, now)
+        return farewells(forgotten, lambda key: flows.get(key) is not None, now)
 
     def flows(self, now: float) -> Iterator[FlowReport]:
         """All flows, while they may change."""

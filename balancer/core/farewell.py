@@ -12,7 +12,7 @@ The node, if it still hears, gets a RST of the client's at the sequence number t
 the balancer has seen it, and its server is rid of the connection.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from balancer.core.connection import Flow
 from balancer.core.handshake import clock_ticks
@@ -26,13 +26,16 @@ from common.wire.tcp_options import Timestamps
 _TURNS = {Phase.OPEN: 0, Phase.FIN_AHEAD: 0, Phase.FINISHED: 1}
 
 
-def farewells(flows: Iterable[tuple[FlowKey, Flow]], now: float) -> Iterator[Packet]:
+def farewells(
+    flows: Iterable[tuple[FlowKey, Flow]], has_another: Callable[[FlowKey], bool], now: float
+) -> Iterator[Packet]:
     """To clients and nodes of ``flows``, where a client may still speak first, since they may be sent slowly;
-    none where it has reset its flow. ``flows`` is read at once, each packet made when it is asked for.
+    none where it has reset its flow, or ``has_another`` by the time. ``flows`` is read at once, each packet
+    made when it is asked for.
     """
     waiting = [(key, flow) for key, flow in flows if flow.activity.phase in _TURNS]
     waiting.sort(key=lambda entry: _TURNS[entry[1].activity.phase])
-    return (packet for key, flow in waiting for packet in _farewells(key, flow, now))
+    return (packet for key, flow in waiting if not has_another(key) for packet in _farewells(key, flow, now))
 
 
 def _farewells(key: FlowKey, flow: Flow, now: float) -> Iterator[Packet]:

@@ -79,7 +79,7 @@ class Serving:
     def forget_node(self, flows: MapFlowTable, vip_index: int, node: bytes) -> Iterator[Packet]:
         """As `BalancerCore.forget_node`, without a look at the flows of other nodes."""
         now = time.monotonic()
-        return farewells(flows.take_of_node(vip_index, node), now)
+        return farewells(flows.take_of_node(vip_index, node), lambda key: flows.get(key) is not None, now)
 
     def close(self) -> None:
         """Others may serve the VIPs."""

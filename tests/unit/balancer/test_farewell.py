@@ -86,6 +86,13 @@ def test_clients_that_may_still_speak_come_first_and_those_that_have_reset_are_l
     ]
 
 
+def test_client_that_has_another_flow_by_the_time_is_left_alone() -> None:
+    client = connected(Scene())
+    farewells = client.scene.core.forget_node(INDEX, packed(client.node_address()), client.scene.now)
+    connected(client.scene, port=client.port)
+    assert list(farewells) == []
+
+
 def test_what_the_client_says_to_the_probe_is_answered_with_a_reset_where_it_stands() -> None:
     client = connected(Scene())
     forget(client)
