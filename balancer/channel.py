@@ -310,6 +310,7 @@ class _Line:
         if self._socket is None:
             return
         try:
+            self._connect(self._socket)  # the route that it keeps may be by an interface that has gone
             path_mtu = self._socket.getsockopt(socket.IPPROTO_IP, _IP_MTU)
         except OSError as error:  # there is no route any more
             self._failed(error.errno or 0)
@@ -346,11 +347,14 @@ class _Line:
         opened = socket.socket(socket.AF_INET, kind)
         try:
             opened.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-            opened.connect((str(IPv4Address(self.conversation.address)), self._port))
+            self._connect(opened)
         except OSError:
             opened.close()
             raise
         return opened
+
+    def _connect(self, opened: socket.socket) -> None:
+        opened.connect((str(IPv4Address(self.conversation.address)), self._port))
 
 
 def _details(answer: FlowAnswer) -> Details:

@@ -42,7 +42,9 @@ class Serving:
         self._mtu = 0
 
     def apply(self, services: Sequence[Service]) -> None:
-        """Serve these and no others. `ConfigError` or `HostError`; then all is as before.
+        """Serve these and no others. `ConfigError` or `HostError`; then all is as before. All that can be
+        refused is made before anything is changed; the changes themselves want a few bytes of kernel memory
+        each, without which they stay half done.
 
         Programs learn of a service last when it is new, and first when it is gone.
         """
