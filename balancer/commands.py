@@ -18,6 +18,7 @@ from common.config import ConfigError
 from common.console import Desk, common_commands, find_flows, is_endpoint
 from common.control import Command, CommandError
 from common.reports import ChannelReport, CheckReport, Explanation, FlowReport, FlowSide, NodeReport
+from common.threads import in_thread
 
 
 class BalancerCommands:
@@ -96,7 +97,7 @@ class BalancerCommands:
             found = explain(service, self._director.loads, served.config.name, wanted.url)
         except ValueError as error:
             raise CommandError(str(error)) from None
-        leaving = await trio.to_thread.run_sync(departures, service, wanted.url)
+        leaving = await in_thread(lambda: departures(service, wanted.url))
         return msgspec.structs.replace(found, departures=leaving)
 
     def _setting(self, wish: Admin) -> Callable[[OfNode], AsyncGenerator[NodeReport, None]]:

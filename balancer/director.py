@@ -29,6 +29,7 @@ from balancer.saved import SavedWords
 from common.control import CommandError
 from common.hashing.maglev import LookupTable
 from common.net.errors import HostError
+from common.threads import in_thread
 from common.wire import handoff, ipv4
 from common.wire.offload import Packet
 
@@ -302,14 +303,16 @@ class Director:
         """
         self._paths_changed = False
 
-        def ask(addresses: Iterable[IPv4Address]) -> dict[IPv4Address, int]:
+        addresses = self._addresses()
+
+        def ask() -> dict[IPv4Address, int]:
             found = {}
             for address in addresses:
                 with suppress(HostError):
                     found[address] = self._path_mtu(address)
             return found
 
-        found = await trio.to_thread.run_sync(ask, self._addresses())
+        found = await in_thread(ask)
         self._path_mtus = {
             address: found.get(address, self._path_mtus[address]) for address in self._addresses()
         }

@@ -9,6 +9,7 @@ from common import page
 from common.http import Page
 from common.metrics.errors import errors
 from common.reports import Report
+from common.threads import in_thread
 
 FRESH_SECONDS = 0.5
 """How old a report may be. Whoever asks, and how often, the daemon makes no more of them."""
@@ -29,7 +30,8 @@ def pages(
         return msgspec.json.encode({**msgspec.to_builtins(report), "errors": errors(report)})
 
     async def metrics() -> bytes:
-        return await trio.to_thread.run_sync(_metrics_text, await reports.latest())
+        latest = await reports.latest()
+        return await in_thread(lambda: _metrics_text(latest))
 
     return {
         "/": Page(page.CONTENT_TYPE, html, page.security_policy(live)),

@@ -5,6 +5,7 @@ Exit codes: 0; 1 where what was asked for is not so, or cannot be (no such flow,
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -75,6 +76,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The exit code. What is wrong is one line on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # whoever reads a pipe waits for each line, too
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:

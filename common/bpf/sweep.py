@@ -1,11 +1,11 @@
 """Forgetting idle flows: a program that walks through all of them now and then."""
 
-import signal
 import time
 
 import trio
 
 from common.bpf.run import run_syscall
+from common.threads import in_thread
 
 PAUSE_SECONDS = 2.0
 _SHARE = 50
@@ -18,13 +18,12 @@ class Sweeper:
         self._program = program
 
     def sweep(self) -> None:
-        """`BpfError`. For a thread of its own: signals are the main thread's."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        """`BpfError`."""
         run_syscall(self._program)
 
     async def run(self) -> None:
         """For ever. With very many flows one sweep takes long, so it is done beside the packet loop."""
         while True:
             began = time.monotonic()
-            await trio.to_thread.run_sync(self.sweep)
+            await in_thread(self.sweep)
             await trio.sleep(max(PAUSE_SECONDS, _SHARE * (time.monotonic() - began)))

@@ -170,7 +170,7 @@ def test_an_unmounted_bpf_file_system_is_back(running_lab: Lab, role: str) -> No
     host = running_lab.hosts[role]
     daemon, known = daemon_of(host), said(daemon_of(host), "somebody has removed pins")
     with traffic(running_lab) as going:
-        mounts = ["nsenter", "--mount", f"--target={daemon.pid}"]
+        mounts = ["nsenter", "--mount", "--root", f"--target={daemon.pid}"]
         host.run([*mounts, "umount", "--lazy", str(host.state_directory / PINS)])
         await_that(lambda: said(daemon, "somebody has removed pins") > known, SOON_SECONDS)
         going.must_go_on()

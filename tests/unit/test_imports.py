@@ -72,10 +72,11 @@ LAYERS = (
     _layer("common.reports", may_import=(), third_party="msgspec", pure=True),
     _layer(*CONFIGURATION, may_import=CORE, third_party="msgspec structlog"),
     _layer("common.net", may_import=("common.wire", "common.config"), third_party="pyroute2 trio"),
+    _layer("common.threads", may_import=(), third_party="trio"),
     _layer("common.keyring", may_import=(*CORE, "common.config"), third_party="siphash24"),
     _layer(
         "common.bpf",
-        may_import=(*CORE, "common.net", "common.config", "common.keyring"),
+        may_import=(*CORE, "common.net", "common.config", "common.keyring", "common.threads"),
         third_party="pyroute2 trio",
     ),
     _layer(
@@ -86,7 +87,7 @@ LAYERS = (
     _layer(
         *("common.commands", "common.control", "common.control_client", "common.console"),
         *("common.http", "common.web", "common.page", "common.metrics", "common.outlets", "common.release"),
-        may_import=(*CORE, *CONFIGURATION, "common.net", "common.engine"),
+        may_import=(*CORE, *CONFIGURATION, "common.net", "common.engine", "common.threads"),
         third_party="h11 msgspec prometheus_client trio",
     ),
     _layer("balancer.core", may_import=(*CORE, "common.config"), third_party="msgspec", pure=True),
