@@ -5,7 +5,6 @@ import logging
 import math
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -29,8 +28,6 @@ _REACTED_TO = (signal.SIGHUP, signal.SIGUSR1)
 WATCH_SECONDS = 2.0
 TEND_SECONDS = 3.0
 _TEND_PAUSE_SECONDS = 0.1
-_TEND_SHARE = 4
-"""The pause is at least this many times what it took: routes may change all the time."""
 SILENCE_SECONDS = 600.0
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
 """How rarely cycles are looked for: packets make none, and many flows take long to walk through."""
@@ -119,7 +116,6 @@ async def tend(
     while True:
         with trio.move_on_after(TEND_SECONDS):
             await watch.changed()
-        began = time.monotonic()
         try:
             for said in repair():
                 logger.warning("%s", said)
@@ -129,7 +125,7 @@ async def tend(
                 logger.error("cannot restore what is missing: %s", error)
             complaint = str(error)
         in_the_way.are(obstacles())
-        await trio.sleep(max(_TEND_PAUSE_SECONDS, _TEND_SHARE * (time.monotonic() - began)))
+        await trio.sleep(_TEND_PAUSE_SECONDS)
 
 
 def loop_counters(loop: PacketLoop, tun: Tun, taps: Iterable[Tap | Taps]) -> dict[str, int]:

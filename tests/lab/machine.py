@@ -133,7 +133,7 @@ class Machine:
                 raise LabError(f"{unit}: {made.stderr}")
 
     def _inside(self, argv: Sequence[str]) -> list[str]:
-        return ["nsenter", f"--target={self._init.pid}", "--mount", "--root", *argv]
+        return ["nsenter", f"--target={self._init.pid}", "--mount", "--root", "env", "--chdir=/", *argv]
 
 
 def _settings(unit: str) -> dict[str, str]:
