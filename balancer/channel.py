@@ -74,8 +74,12 @@ class Channels:
         port: int = channel.PORT,
         period: float = PERIOD_SECONDS,
         wall: Callable[[], float] = time.time,
+        on_ask: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """``on_word`` is called with a node's name after each of its reports and each change of its state."""
+        """``on_word`` is called with a node's name after each of its reports and each change of its state,
+        ``on_ask`` each time before it is asked for one.
+        """
+        self._on_ask = on_ask
         self._keys = keys
         self._on_word = on_word
         self._counters = counters
@@ -156,7 +160,8 @@ class Channels:
             now=time.monotonic(),
             port=self._port,
         )
-        return _Line(conversation, self._port, self._period, self._wall, self._on_word, self._logger)
+        news = (self._on_ask, self._on_word)
+        return _Line(conversation, self._port, self._period, self._wall, *news, self._logger)
 
 
 class _Question:
@@ -177,10 +182,12 @@ class _Line:
         port: int,
         period: float,
         wall: Callable[[], float],
+        on_ask: Callable[[str], None],
         on_word: Callable[[str], None],
         logger: logging.Logger,
     ) -> None:
         self.conversation = conversation
+        self._on_ask = on_ask
         self.scope = trio.CancelScope()
         self._port = port
         self._period = period
@@ -248,6 +255,7 @@ class _Line:
         self._fill_path(tos)
         while trio.current_time() < end and not self._answered.is_set():
             marked = trio.current_time() + pause < end
+            self._on_ask(self.conversation.word.node)
             asked = self.conversation.ask_report(time.monotonic(), self._wall(), marked=marked)
             self._send(asked, tos if marked else 0)
             with trio.move_on_at(min(trio.current_time() + pause, end)):

@@ -91,7 +91,7 @@ class _Daemon:
         self._logger = logger
         counters: Counters[str] = Counters()
         port = config.host.channel_port
-        self._channels = Channels(keys, self._hear, counters, logger, port=port)
+        self._channels = Channels(keys, self._hear, counters, logger, port=port, on_ask=self._ask)
         self._verdicts = Verdicts(director)
         inquire = inquiry(self._channels, lambda: director.services)
         self._prober = Prober(keys.sign, self._verdicts.take, inquire, counters, logger)
@@ -167,6 +167,11 @@ class _Daemon:
         self._differences = {name: known.get(name) or Problems(self._logger, node=name) for name in addresses}
         self._prober.set_targets(targets(self._director))
         self._verdicts.forget_strangers()
+
+    def _ask(self, name: str) -> None:
+        address = self._config.addresses.get(name)
+        if address is not None:
+            self._director.ask(address.packed)
 
     def _hear(self, name: str) -> None:
         """A node's channel has something to say."""

@@ -76,6 +76,8 @@ class Director:
         self._rates = Rates()
         self._resets: deque[Iterator[Packet]] = deque()
         self._woken = trio.Event()
+        self._handed_before: dict[tuple[int, bytes], int] = {}
+        """By VIP index and bridge address: new flows handed over when the node was asked last."""
         self._paths_changed = False
         self._path_mtus: dict[IPv4Address, int] = {}
         """As last found, of the nodes of all services."""
@@ -105,6 +107,7 @@ class Director:
         """Another configuration, all of it; or `ConfigError` or `HostError`, and all stays as it was."""
         planned = self._planned(config, time.monotonic())
         self._apply([served.service for served in planned.values()])
+        self._handed_before.clear()
         self._served = planned
         self.generation += 1
         self._wake()
@@ -132,12 +135,24 @@ class Director:
     def is_to_be_checked(self, vip_index: int, node: str) -> bool:
         return self._served[vip_index].roster.is_to_be_checked(node)
 
+    def ask(self, address: bytes) -> None:
+        """A node is about to be asked for its flows: what it is handed from now on counts beside its word."""
+        for index in self._indexes_with(address):
+            self._handed_before[index, address] = self.loads.of(index, address).handed
+
     def hear(self, address: bytes, flows: Mapping[int, int] | None) -> None:
-        """A node's word on its flows by VIP index; None: it has none any more."""
-        loads = self.loads
-        for index, served in self._served.items():
-            if any(node.address.packed == address for node in served.config.pool.nodes):
-                loads.correct(index, address, None if flows is None else flows.get(index, 0))
+        """A node's word on its flows by VIP index; None: it has none any more.
+
+        Its word may be from before or after any flow that it was handed since it was asked: those are counted
+        once more, rather than not at all.
+        """
+        for index in self._indexes_with(address):
+            if flows is None:
+                self.loads.correct(index, address, None)
+                continue
+            handed = self.loads.of(index, address).handed
+            since = max(handed - self._handed_before.get((index, address), handed), 0)
+            self.loads.correct(index, address, flows.get(index, 0) + since)
 
     def look_at_paths(self) -> None:
         """Routes may have changed, and path MTUs with them."""
@@ -263,6 +278,14 @@ class Director:
                 if change.has_failed:
                     address = served.service.nodes[change.node].address
                     self._resets.append(self._directed().forget_node(served.config.index, address))
+
+    def _indexes_with(self, address: bytes) -> list[int]:
+        """VIP indexes of the services that have a node."""
+        return [
+            index
+            for index, served in self._served.items()
+            if any(node.address.packed == address for node in served.config.pool.nodes)
+        ]
 
     def _having(self, node: str) -> list[Served]:
         found = [

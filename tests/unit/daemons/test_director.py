@@ -162,3 +162,22 @@ def test_no_url_is_refused_in_words(directory: Path, url: str) -> None:
             await commands.all()["explain"].answer(Explain(url=url))  # type: ignore[misc]
 
     trio.run(ask)
+
+
+def test_flows_handed_over_since_a_node_was_asked_count_beside_its_word(directory: Path) -> None:
+    """The word may have crossed them on its way."""
+    director, plane = director_of(configured(directory, www="ab"), directory), Refusing()
+    node = bytes([10, 0, 0, 2])
+    director.direct(cast(BalancerEngine, plane))
+    plane.loads.configure(1, {node: 10, bytes([10, 0, 0, 3]): 10}, 0)
+    plane.loads.count(1, node)
+    director.ask(node)
+    plane.loads.count(1, node)
+    plane.loads.count(1, node)
+    director.hear(node, {1: 5})
+    assert plane.loads.of(1, node).flows == 7
+    director.ask(node)
+    director.hear(node, {1: 6})
+    assert plane.loads.of(1, node).flows == 6
+    director.hear(node, None)
+    assert plane.loads.of(1, node).flows is None
