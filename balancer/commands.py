@@ -14,8 +14,8 @@ from balancer.core.roster import Admin
 from balancer.director import Director, Served
 from balancer.report import Reporter
 from common.commands import Arguments, Explain, Flow, OfNode, Weight
-from common.config import ConfigError
-from common.console import Desk, common_commands, find_flows, is_endpoint
+from common.config import ConfigError, parse_endpoint
+from common.console import Desk, common_commands, find_flows
 from common.control import Command, CommandError
 from common.reports import ChannelReport, CheckReport, Explanation, FlowReport, FlowSide, NodeReport
 from common.threads import in_thread
@@ -129,8 +129,9 @@ class BalancerCommands:
             return _only([each for each in served if each.config.name == wanted.service], served)
         host = urlsplit(wanted.url).netloc
         try:
-            named = [each for each in served if host and is_endpoint(host, *_endpoint(each))]
-        except ConfigError:  # a name, which any service may have
+            endpoint = parse_endpoint(host)
+            named = [each for each in served if each.config.vip == endpoint]
+        except ConfigError:  # nothing, or a name, which any service may have
             named = []
         return _only(named or served, served)
 
@@ -141,10 +142,6 @@ class BalancerCommands:
                 if str(node.address) == flow.node:
                     return node.name
         return flow.node
-
-
-def _endpoint(served: Served) -> tuple[IPv4Address, int]:
-    return served.config.vip.address, served.config.vip.port
 
 
 def _only(found: Sequence[Served], among: Sequence[Served]) -> Served:

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from ipaddress import IPv4Address
 from typing import Any, NamedTuple
 
 import trio
 
 from common.commands import Arguments, Flow, Flows
-from common.config import parse_address, parse_endpoint
+from common.config import parse_address
 from common.control import Command
 from common.engine import Counts, Engine
 from common.reports import FlowReport, Report
@@ -78,12 +77,6 @@ def find_flows(desk: Desk, wanted: Flow) -> Iterator[FlowReport]:
         flow = desk.engine.find(client, wanted.port, index)
         if flow is not None:
             yield flow
-
-
-def is_endpoint(text: str, address: IPv4Address, port: int) -> bool:
-    """Whether ``text`` is ADDR[:PORT] of the two. `ConfigError` where it is no such thing."""
-    said = parse_endpoint(text)
-    return (said.address, said.port) == (address, port)
 
 
 class Sparingly:

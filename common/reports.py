@@ -3,8 +3,6 @@
 As JSON they are objects with these keys. Times are in seconds, addresses in dotted decimals.
 """
 
-from typing import Any
-
 import msgspec
 
 
@@ -102,10 +100,6 @@ class PacketbridgeReport(msgspec.Struct, frozen=True, tag="packetbridge", tag_fi
 
 
 Report = BalancerReport | PacketbridgeReport
-
-
-def to_json(report: Any) -> bytes:
-    return msgspec.json.encode(report)
 
 
 def parse_report(data: bytes) -> Report:
