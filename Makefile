@@ -6,8 +6,10 @@ SHELL := /bin/bash
 .PHONY: help setup demo lab-up lab-down test test-unit test-kernel-6.1 check bench install uninstall clean
 
 VENV := .venv/bin
+# Tests of the lab mostly wait. The tests of one file stay together: they share a lab.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 SCRIPTS := setup/packages setup/venv setup/install setup/uninstall setup/make-key .ci/run vagrant/provision \
-	tests/kernel61/run tests/kernel61/init tests/kernel61/guest
+	tests/kernel61/run tests/kernel61/init tests/kernel61/guest tests/lab/booted.sh
 
 # What "sudo make" leaves in a checkout must not be in the way of the checkout's owner.
 ifneq ($(shell id -u),$(shell stat --format %u .))
@@ -56,11 +58,11 @@ lab-down: ## takes the lab away (root)
 test: ## all tests (root)
 	$(need_root)
 	$(set_up)
-	@$(VENV)/python -m pytest -p no:cacheprovider
+	@$(VENV)/python -m pytest -p no:cacheprovider $(SIDE_BY_SIDE)
 
 test-unit: ## the tests that need no root
 	$(set_up_unprivileged)
-	@$(VENV)/python -m pytest -p no:cacheprovider -m "not root"
+	@$(VENV)/python -m pytest -p no:cacheprovider $(SIDE_BY_SIDE) -m "not root"
 
 test-kernel-6.1: ## demo and conformance suite on eBPF under Debian's Linux 6.1, in QEMU (root, fetches 70 MB once)
 	$(need_root)
