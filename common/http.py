@@ -1,9 +1,11 @@
 """A small HTTP/1.1 server for a few read-only pages: GET and HEAD, nothing is taken from a client but a path.
 
 Who asks may be broken or hostile: connections are bounded in number, headers in size, and waiting for a
-client in time. A server on a loopback address answers only requests whose Host is an address or localhost.
-Otherwise a page of somebody else's, whose name is made to resolve to 127.0.0.1, could have a browser on this
-host read the answers (DNS rebinding).
+client in time. Where there are too many, one that keeps the server waiting makes room.
+
+A server on a loopback address answers only requests whose Host is an address or localhost. Otherwise a page
+of somebody else's, whose name is made to resolve to 127.0.0.1, could have a browser on this host read the
+answers (DNS rebinding).
 """
 
 import errno
@@ -64,7 +66,8 @@ class HttpServer:
         host, port = self._socket.getsockname()
         self.address = Endpoint(IPv4Address(host), port)
         """With the port that the kernel has chosen where 0 was asked for."""
-        self._connections = 0
+        self._held: dict[_Connection, trio.CancelScope] = {}
+        """The oldest first."""
 
     def close(self) -> None:
         self._socket.close()
@@ -76,20 +79,30 @@ class HttpServer:
             async with stream:
                 connection = _Connection(stream, pages, logger, names_matter=self._names_matter)
                 try:
-                    if self._connections >= CONNECTIONS:
+                    if len(self._held) >= CONNECTIONS and not self._make_room():
                         await connection.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
                         return
-                    self._connections += 1
-                    try:
-                        await connection.hold()
-                    finally:
-                        self._connections -= 1
+                    with trio.CancelScope() as scope:
+                        self._held[connection] = scope
+                        try:
+                            await connection.hold()
+                        finally:
+                            self._held.pop(connection, None)
                 except (trio.BrokenResourceError, trio.TooSlowError):
                     logger.debug("http: a client went away, or did not read its answer")
 
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket.dup()))
         await trio.serve_listeners(serve_connection, [listener])
         raise AssertionError("listeners do not end")
+
+    def _make_room(self) -> bool:
+        """Close the oldest of the connections whose client is waited for, if there is one."""
+        for connection, scope in self._held.items():
+            if not connection.is_at_work:
+                del self._held[connection]
+                scope.cancel()
+                return True
+        return False
 
 
 class _Connection:
@@ -108,6 +121,8 @@ class _Connection:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_SIZE)
         self._request: h11.Request | None = None
         """The one that is being answered."""
+        self.is_at_work = False
+        """It is not the client that is waited for."""
 
     async def hold(self) -> None:
         """Answer requests until one side has had enough."""
@@ -149,9 +164,9 @@ class _Connection:
                 return None
 
     async def _answer(self, request: h11.Request) -> None:
-        path = request.target.partition(b"?")[0].decode("ascii")
+        host, path = _asked(request)
         page = self._pages.get(path)
-        if self._names_matter and not _is_address(dict(request.headers).get(b"host")):
+        if self._names_matter and not _is_address(host):
             await self._say(HTTPStatus.MISDIRECTED_REQUEST, b"ask by address, or as localhost\n")
         elif page is None:
             await self._say(HTTPStatus.NOT_FOUND, f"what there is: {' '.join(self._pages)}\n".encode())
@@ -159,12 +174,15 @@ class _Connection:
             allowed = ("Allow", b", ".join(_METHODS).decode())
             await self._say(HTTPStatus.METHOD_NOT_ALLOWED, b"this is for reading only\n", [allowed])
         else:
+            self.is_at_work = True
             try:
                 content = await page.content()
             except Exception:
                 self._logger.exception("http: a bug in %s", path)
                 await self._say(HTTPStatus.INTERNAL_SERVER_ERROR, b"a bug: the log has the details\n")
                 return
+            finally:
+                self.is_at_work = False
             policy = ("Content-Security-Policy", page.security_policy)
             await self._say(HTTPStatus.OK, content, [policy], content_type=page.content_type)
 
@@ -199,11 +217,24 @@ class _Connection:
                 pass
 
 
-def _is_address(host: bytes | None) -> bool:
-    """Whether a Host field is an IP address or localhost, with or without a port, or is missing."""
+def _asked(request: h11.Request) -> tuple[str | None, str]:
+    """The host, if one is named, and the path. In an absolute target it is its host that counts (RFC 9112,
+    section 3.2.2).
+    """
+    target = request.target.decode("ascii").partition("?")[0]
+    scheme, _, rest = target.partition("://")
+    if scheme.lower() == "http":
+        authority, _, path = rest.partition("/")
+        return authority, f"/{path}"
+    field = dict(request.headers).get(b"host")
+    return None if field is None else field.decode("latin-1"), target
+
+
+def _is_address(host: str | None) -> bool:
+    """Whether it is an IP address or localhost, with or without a port, or is missing."""
     if host is None:
         return True
-    name = host.decode("latin-1").lower()
+    name = host.lower()
     if name.startswith("["):
         name = name[1:].partition("]")[0]
     elif name.count(":") == 1:

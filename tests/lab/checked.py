@@ -16,9 +16,10 @@ ALL = ("node1", "node2", "node3")
 BALANCER = "balancer"
 CHECK_SOURCE = "10.33.0.2"
 """The balancer's address on its way to the nodes."""
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 30.0
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-QUICK = MappingProxyType({"interval": 0.3, "timeout": 0.3, "rise": 1, "fall": 2})
+QUICK = MappingProxyType({"interval": 0.5, "timeout": 0.5, "rise": 1, "fall": 2})
+"""And such that no node fails on account of a busy machine."""
 
 
 def configuration(
@@ -88,22 +89,22 @@ def await_state(lab: Lab, node: str, state: str) -> None:
     await_that(lambda: nodes(lab)[node].state == state, PATIENCE_SECONDS)
 
 
-def await_all_up(lab: Lab, names: Sequence[str] = ALL) -> None:
-    """Each with a check that has passed, where it is checked, and a channel."""
+def await_all_up(lab: Lab, names: Sequence[str] = ALL, *, channel: str = "ok") -> None:
+    """Each with a check that has passed, where it is checked, and a channel in this state."""
 
     def is_so() -> bool:
         failed = {check.node for check in checks(lab).values() if not check.ok}
-        found = nodes(lab)
-        return all(found[n].state == "up" and found[n].channel == "ok" and n not in failed for n in names)
+        found, told = nodes(lab), channels(lab)
+        return all(found[n].state == "up" and told[n].state == channel and n not in failed for n in names)
 
     await_that(is_so, PATIENCE_SECONDS)
 
 
 @contextmanager
-def ruled(host: Host, hook: str, *rules: str) -> Iterator[None]:
+def ruled(host: Host, hook: str, *rules: str, kind: str = "filter") -> Iterator[None]:
     """With nftables rules of family ip in a chain of this hook: `forward`, `postrouting`, `input`."""
     host.run(["nft", "add", "table", "ip", "breakage"])
-    chain = f"{{ type filter hook {hook} priority -150; }}"
+    chain = f"{{ type {kind} hook {hook} priority -150; }}"
     host.run(["nft", "add", "chain", "ip", "breakage", hook, chain])
     try:
         for rule in rules:

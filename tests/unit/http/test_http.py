@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from ipaddress import IPv4Address
 
 import pytest
+import trio
 
 from common import http as served_http
 from common.config import Endpoint
@@ -120,6 +121,10 @@ def test_one_connection_carries_many_requests(address: Endpoint) -> None:
     ("request_bytes", "status"),
     [
         (b"GET / HTTP/1.0\r\n\r\n", b"200 OK"),
+        (b"GET http://127.0.0.1:9713/?at=now HTTP/1.1\r\nHost: localhost\r\n\r\n", b"200 OK"),
+        (b"GET HTTP://localhost?at=now HTTP/1.1\r\nHost: a.name\r\n\r\n", b"200 OK"),
+        (b"GET http://localhost/nothing HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404 Not Found"),
+        (b"GET http://a.name/ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"421 Misdirected Request"),
         (b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404 Not Found"),
         (b"GET /../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404 Not Found"),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"405 Method Not Allowed"),
@@ -205,27 +210,50 @@ def test_client_that_does_not_read_is_given_up(
         _eventually(lambda: "http: a client went away, or did not read its answer" in caplog.messages)
 
 
-def test_connections_beyond_the_bound_are_refused(address: Endpoint) -> None:
+def test_of_too_many_connections_the_oldest_that_keeps_the_server_waiting_makes_room(
+    address: Endpoint,
+) -> None:
     with ExitStack() as stack:
         idle = [stack.enter_context(_stranger(address)) for _ in range(CONNECTIONS)]
         # The last one of them is served, so all are known by now.
         idle[-1].sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle[-1].recv(1000).startswith(b"HTTP/1.1 200")
+        for number in range(3):
+            assert _status(address, b"GET / HTTP/1.0\r\n\r\n") == b"HTTP/1.1 200 OK"
+            assert number > 0 or _until_closed(idle[0]) == b""
+        idle[-1].sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert idle[-1].recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_connections_beyond_the_bound_are_refused_while_all_are_being_answered() -> None:
+    is_open, asked = threading.Event(), threading.Semaphore(0)
+
+    async def slow() -> bytes:
+        asked.release()
+        await trio.to_thread.run_sync(is_open.wait, 10)
+        return b"at last\n"
+
+    with _served({"/": Page("text/plain", slow)}) as address, ExitStack() as stack:
+        busy = [stack.enter_context(_stranger(address)) for _ in range(CONNECTIONS)]
+        for connection in busy:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        for _ in busy:
+            assert asked.acquire(timeout=10)
         with _stranger(address) as refused:
             assert _until_closed(refused).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-        idle[0].close()
-        _eventually(lambda: _status(address, b"GET / HTTP/1.0\r\n\r\n") == b"HTTP/1.1 200 OK")
+        is_open.set()
+        assert all(_until_closed(connection).endswith(b"at last\n") for connection in busy)
 
 
 def _eventually(is_so: Callable[[], bool]) -> None:
-    for _ in range(200):
+    for _ in range(1000):
         try:
             if is_so():
                 return
         except ConnectionError:
             pass
         threading.Event().wait(0.02)
-    raise AssertionError("not within four seconds")
+    raise AssertionError("not within twenty seconds")
 
 
 def test_port_in_use_is_one_line(address: Endpoint) -> None:
