@@ -74,10 +74,10 @@ class Channels:
         port: int = channel.PORT,
         period: float = PERIOD_SECONDS,
         wall: Callable[[], float] = time.time,
-        on_ask: Callable[[str], None] = lambda _: None,
+        on_ask: Callable[[str, float], None] = lambda *_: None,
     ) -> None:
         """``on_word`` is called with a node's name after each of its reports and each change of its state,
-        ``on_ask`` each time before it is asked for one.
+        ``on_ask`` each time before it is asked for one, with the time that `NodeWord.asked` will be.
         """
         self._on_ask = on_ask
         self._keys = keys
@@ -182,7 +182,7 @@ class _Line:
         port: int,
         period: float,
         wall: Callable[[], float],
-        on_ask: Callable[[str], None],
+        on_ask: Callable[[str, float], None],
         on_word: Callable[[str], None],
         logger: logging.Logger,
     ) -> None:
@@ -255,8 +255,9 @@ class _Line:
         self._fill_path(tos)
         while trio.current_time() < end and not self._answered.is_set():
             marked = trio.current_time() + pause < end
-            self._on_ask(self.conversation.word.node)
-            asked = self.conversation.ask_report(time.monotonic(), self._wall(), marked=marked)
+            now = time.monotonic()
+            self._on_ask(self.conversation.word.node, now)
+            asked = self.conversation.ask_report(now, self._wall(), marked=marked)
             self._send(asked, tos if marked else 0)
             with trio.move_on_at(min(trio.current_time() + pause, end)):
                 await self._answered.wait()

@@ -9,16 +9,27 @@ import trio
 
 from balancer.channel import Channels
 from balancer.checking import Verdicts
+from balancer.core.channel import State as ChannelState
 from balancer.core.explain import departures, explain
+from balancer.core.machine import State
 from balancer.core.roster import Admin
 from balancer.director import Director, Served
 from balancer.report import Reporter
 from common.commands import Arguments, Explain, Flow, OfNode, Weight
-from common.config import ConfigError, parse_endpoint
+from common.config import ConfigError, Endpoint, parse_endpoint
 from common.console import Desk, common_commands, find_flows
 from common.control import Command, CommandError
 from common.reports import ChannelReport, CheckReport, Explanation, FlowReport, FlowSide, NodeReport
 from common.threads import in_thread
+
+_HTTPS_PORT = 443
+_UNKNOWN = "knows no such flow"
+_NO_NODE = {
+    State.VERIFIED.value: "the handshake is complete, and the client has said nothing yet: it has no node",
+    State.COLLECTING.value: "what the client has said does not tell the hash key yet: it has no node",
+    State.ANSWERED.value: "the balancer has answered and closed it: it has no node",
+}
+"""What the states mean in which a connection has none."""
 
 
 class BalancerCommands:
@@ -54,14 +65,18 @@ class BalancerCommands:
         }
 
     async def _flow(self, wanted: Flow) -> AsyncGenerator[FlowSide, None]:
-        """Both sides of each flow that there is, and what a node knows of one that is unknown here."""
+        """Both sides of each flow that there is, and what a node knows of one that has no node here."""
         here = list(find_flows(self._desk, wanted))
         for flow in here:
             name = self._name_of(flow)
-            yield FlowSide("balancer", name, flow)
-            yield await self._side_of_node(name, flow.vip_index, wanted)
-        if not here:
-            for side in await self._sides_of_nodes(wanted):
+            yield FlowSide("balancer", name, flow, _NO_NODE.get(flow.state, ""))
+            if flow.node:
+                yield await self._side_of_node(name, flow.vip_index, wanted)
+        if not any(flow.node for flow in here):
+            there = await self._sides_of_nodes(wanted)
+            if there and not here:
+                yield FlowSide("balancer", "", None, _UNKNOWN)
+            for side in there:
                 yield side
 
     async def _sides_of_nodes(self, wanted: Flow) -> list[FlowSide]:
@@ -80,15 +95,17 @@ class BalancerCommands:
         return knowing
 
     async def _side_of_node(self, name: str, vip_index: int, wanted: Flow) -> FlowSide:
+        client = IPv4Address(wanted.client).packed
+        word = None
         try:
-            client = IPv4Address(wanted.client).packed
-            word = await self._channels.ask_flow(name, vip_index, client, wanted.port)
+            if self._channels.word(name).state in (ChannelState.OK, ChannelState.UNKNOWN):
+                word = await self._channels.ask_flow(name, vip_index, client, wanted.port)
             channel = self._channels.word(name)
         except KeyError:
             return FlowSide("packetbridge", name, None, "is not configured any more")
         if word is None:
             return FlowSide("packetbridge", name, None, f"does not answer: {channel.text}")
-        return FlowSide("packetbridge", name, word.report, "" if word.report else "knows no such flow")
+        return FlowSide("packetbridge", name, word.report, "" if word.report else _UNKNOWN)
 
     async def _explain(self, wanted: Explain) -> Explanation:
         try:
@@ -127,13 +144,14 @@ class BalancerCommands:
         served = list(self._director.served.values())
         if wanted.service is not None:
             return _only([each for each in served if each.config.name == wanted.service], served)
-        host = urlsplit(wanted.url).netloc
-        try:
-            endpoint = parse_endpoint(host)
-            named = [each for each in served if each.config.vip == endpoint]
-        except ConfigError:  # nothing, or a name, which any service may have
-            named = []
-        return _only(named or served, served)
+        named = _vip_in(wanted.url)
+        if named is None:
+            return _only(served, served)
+        found = [each for each in served if each.config.vip == named]
+        if not found:
+            there = ", ".join(f"{each.config.name} at {each.config.vip}" for each in served)
+            raise CommandError(f"no service listens on {named}: there are {there}; --service names one")
+        return _only(found, served)
 
     def _name_of(self, flow: FlowReport) -> str:
         served = self._director.served.get(flow.vip_index)
@@ -142,6 +160,19 @@ class BalancerCommands:
                 if str(node.address) == flow.node:
                     return node.name
         return flow.node
+
+
+def _vip_in(url: str) -> Endpoint | None:
+    """None where a URL says nothing of it, or has a name, which any service may have. `ValueError`."""
+    try:
+        scheme, authority, *_ = urlsplit(url)
+    except ValueError:
+        raise ValueError(f"{url!r} is no URL such as http://192.168.33.10/film/1.ts") from None
+    try:
+        named = parse_endpoint(authority)
+    except ConfigError:
+        return None
+    return Endpoint(named.address, _HTTPS_PORT) if scheme == "https" and ":" not in authority else named
 
 
 def _only(found: Sequence[Served], among: Sequence[Served]) -> Served:

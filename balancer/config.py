@@ -75,6 +75,8 @@ class BalancerConfig:
     host: HostConfig
     path: Path | None
     """The configuration file, if there is one."""
+    is_of_file: bool
+    """Whether the file names what is served; else options and their defaults do."""
     warnings: tuple[str, ...] = ()
     """What an operator should know of it, one line each."""
     is_removal: bool = False
@@ -104,6 +106,7 @@ def restart_only(old: BalancerConfig, new: BalancerConfig) -> list[str]:
 
 def _load(options: argparse.Namespace) -> BalancerConfig:
     document = read_document("balancer", options)
+    is_of_file = bool(document.array("service"))
     balancer_options.put(document, options)
     keys = document.decode(BalancerKeys, TEXT_TYPES)
     pools = _pools(document, keys.pool)
@@ -115,6 +118,7 @@ def _load(options: argparse.Namespace) -> BalancerConfig:
         timeouts=Timeouts(**msgspec.structs.asdict(keys.timeouts)),
         host=host_config(document, keys, "balancer"),
         path=document.path,
+        is_of_file=is_of_file,
         warnings=found.warnings,
         is_removal=hasattr(options, "remove"),
     )

@@ -18,8 +18,8 @@ from balancer.prober import Prober
 from balancer.report import Reporter
 from balancer.saved import SavedWords
 from common import engine
-from common.config import EBPF, ConfigError, parse_endpoint
-from common.console import Desk
+from common.config import EBPF, ConfigError
+from common.console import Desk, indexes_of
 from common.counters import Counters
 from common.daemon import Running, serve
 from common.engine import Site
@@ -28,6 +28,7 @@ from common.net import host, privileges
 from common.net.privileges import Capability
 from common.net.routes import route_mtu
 from common.net.watch import NetworkWatch
+from common.options import refuse_loss
 from common.outlets import Outlets
 from common.problems import Problems
 
@@ -132,6 +133,7 @@ class _Daemon:
     def _reload(self) -> list[str]:
         """All of it, or nothing."""
         wanted = self._again()
+        refuse_loss(self._config, wanted, "service")
         if fixed := restart_only(self._config, wanted):
             raise ConfigError(f"{', '.join(fixed)} cannot change while the balancer runs: restart it")
         keyring = self._keys.read()
@@ -168,28 +170,30 @@ class _Daemon:
         self._prober.set_targets(targets(self._director))
         self._verdicts.forget_strangers()
 
-    def _ask(self, name: str) -> None:
+    def _ask(self, name: str, now: float) -> None:
         address = self._config.addresses.get(name)
         if address is not None:
-            self._director.ask(address.packed)
+            self._director.ask(address.packed, now)
 
     def _hear(self, name: str) -> None:
         """A node's channel has something to say."""
         word = self._channels.word(name)
         address = self._config.addresses[name].packed
-        if word.state is State.OK and word.report is not None:
+        if word.state is State.OK and word.report is not None and word.asked is not None:
             flows = {vip.vip_index: vip.flows for vip in word.report.facts.vips}
-            self._director.hear(address, flows)
+            self._director.hear(address, flows, word.asked)
             self._differences[name].are(self._reporter.differences(name))
         else:
-            self._director.hear(address, None)
+            self._director.hear_nothing(address)
 
     def _addresses_called(self, name: str) -> set[str]:
-        return {str(address) for called, address in self._config.addresses.items() if called == name}
+        addresses = self._config.addresses
+        if name not in addresses:
+            raise ConfigError(f"there is no node {name}; there are {', '.join(sorted(addresses))}")
+        return {str(addresses[name])}
 
     def _indexes_of(self, vip: str | None) -> list[int]:
-        wanted = None if vip is None else parse_endpoint(vip)
-        return [each.index for each in self._config.services if wanted in (None, each.vip)]
+        return indexes_of(vip, {each.vip: each.index for each in self._config.services})
 
     def _announce(self) -> None:
         config = self._config

@@ -9,8 +9,7 @@ import copy
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from itertools import islice
@@ -19,26 +18,24 @@ import trio
 
 from balancer.config import BalancerConfig, OnFail, PoolConfig, ServiceConfig
 from balancer.core.loads import FACTOR_ONE, Loads
-from balancer.core.path_mtu import MIN_PAYLOAD, payload_within
 from balancer.core.probe import CheckResult
 from balancer.core.roster import Admin, Change, Member, MemberState, Roster, Settings
 from balancer.core.service import Service, make_nodes
 from balancer.engine import BalancerEngine
+from balancer.paths import PathMtu, Paths
 from balancer.rates import Rates
 from balancer.saved import SavedWords
 from common.control import CommandError
 from common.hashing.maglev import LookupTable
 from common.net.errors import HostError
-from common.threads import in_thread
-from common.wire import handoff, ipv4
 from common.wire.offload import Packet
 
 RESETS_AT_ONCE = 30
 RESETS_PAUSE_SECONDS = 0.03
 """Between as many: what the clients say is answered by resets, which are rationed."""
 TICK_SECONDS = 1.0
-PathMtu = Callable[[IPv4Address], int]
-"""Of a node's bridge address, in bytes; `HostError` where there is no route."""
+QUESTIONS_KEPT = 4
+"""To one node: more than are asked in a period."""
 
 
 @dataclass(slots=True)
@@ -67,24 +64,26 @@ class Director:
     def __init__(
         self, config: BalancerConfig, path_mtu: PathMtu, saved: SavedWords, logger: logging.Logger
     ) -> None:
-        """``saved`` are the operator's words of an earlier run. `HostError` where no handoff fits a path."""
+        """``saved`` are the operator's words of an earlier run. `HostError` where no handoff fits a path, or
+        none of a service's nodes has a route.
+        """
         self.generation = 1
-        self._path_mtu = path_mtu
         self._saved = saved
         self._logger = logger
         self._plane: BalancerEngine | None = None
         self._rates = Rates()
         self._resets: deque[Iterator[Packet]] = deque()
         self._woken = trio.Event()
-        self._handed_before: dict[tuple[int, bytes], int] = {}
-        """By VIP index and bridge address: new flows handed over when the node was asked last."""
+        self._handed_before: dict[tuple[int, bytes], deque[tuple[float, int]]] = {}
+        """By VIP index and bridge address: when the node was asked, and flows handed over by then."""
         self._paths_changed = False
-        self._path_mtus: dict[IPv4Address, int] = {}
-        """As last found, of the nodes of all services."""
+        self._paths = Paths(config.addresses.values(), path_mtu, logger)
         self.refusal = ""
         """Why the data plane does not have what rosters and paths say; empty where it has."""
         self._served: dict[int, Served] = {}
-        self._served = self._planned(config, time.monotonic())
+        self._served, changes = self._planned(config, time.monotonic())
+        self._paths.say_missing()
+        self._tell(changes)
 
     @property
     def services(self) -> list[Service]:
@@ -105,10 +104,11 @@ class Director:
 
     def configure(self, config: BalancerConfig) -> None:
         """Another configuration, all of it; or `ConfigError` or `HostError`, and all stays as it was."""
-        planned = self._planned(config, time.monotonic())
+        planned, changes = self._planned(config, time.monotonic())
         self._apply([served.service for served in planned.values()])
         self._handed_before.clear()
         self._served = planned
+        self._tell(changes)
         self.generation += 1
         self._wake()
 
@@ -135,24 +135,27 @@ class Director:
     def is_to_be_checked(self, vip_index: int, node: str) -> bool:
         return self._served[vip_index].roster.is_to_be_checked(node)
 
-    def ask(self, address: bytes) -> None:
+    def ask(self, address: bytes, now: float) -> None:
         """A node is about to be asked for its flows: what it is handed from now on counts beside its word."""
         for index in self._indexes_with(address):
-            self._handed_before[index, address] = self.loads.of(index, address).handed
+            asked = self._handed_before.setdefault((index, address), deque(maxlen=QUESTIONS_KEPT))
+            asked.append((now, self.loads.of(index, address).handed))
 
-    def hear(self, address: bytes, flows: Mapping[int, int] | None) -> None:
-        """A node's word on its flows by VIP index; None: it has none any more.
+    def hear(self, address: bytes, flows: Mapping[int, int], asked: float) -> None:
+        """A node's word on its flows by VIP index, as the answer to the question of the moment ``asked``.
 
-        Its word may be from before or after any flow that it was handed since it was asked: those are counted
-        once more, rather than not at all.
+        It may be from before or after any flow that the node was handed since then: those are counted once
+        more, rather than not at all.
         """
         for index in self._indexes_with(address):
-            if flows is None:
-                self.loads.correct(index, address, None)
-                continue
             handed = self.loads.of(index, address).handed
-            since = max(handed - self._handed_before.get((index, address), handed), 0)
-            self.loads.correct(index, address, flows.get(index, 0) + since)
+            before = dict(self._handed_before.get((index, address), ())).get(asked, handed)
+            self.loads.correct(index, address, flows.get(index, 0) + max(handed - before, 0))
+
+    def hear_nothing(self, address: bytes) -> None:
+        """The node has no word any more."""
+        for index in self._indexes_with(address):
+            self.loads.correct(index, address, None)
 
     def look_at_paths(self) -> None:
         """Routes may have changed, and path MTUs with them."""
@@ -188,24 +191,27 @@ class Director:
         total = self.loads.of(vip_index, address).handed
         return total, self._rates.of((vip_index, address))
 
-    def _planned(self, config: BalancerConfig, now: float) -> dict[int, Served]:
-        """What is to be served under ``config``, going by what is known of the nodes."""
-        self._path_mtus |= {address: self._path_mtu(address) for address in config.addresses.values()}
+    def _planned(
+        self, config: BalancerConfig, now: float
+    ) -> tuple[dict[int, Served], list[tuple[str, Change]]]:
+        """What is to be served under ``config``, going by what is known of the nodes; and of which services,
+        by name, that changes which nodes.
+        """
+        self._paths.add(config.addresses.values())
         known = {served.config.vip: served for served in self._served.values()}
         planned = {}
+        changed: list[tuple[str, Change]] = []
         for wanted in config.services:
             members, settings = _members(wanted.pool), _settings(wanted.pool)
             before = known.get(wanted.vip)
-            if before is None:
-                roster = Roster(members, settings)
-            else:
-                roster = copy.deepcopy(before.roster)
-                roster.configure(members, settings, now)
-            roster.from_saved(self._saved.words, now)
+            roster = Roster(members, settings) if before is None else copy.deepcopy(before.roster)
+            changes = roster.configure(members, settings, now)
+            changes += roster.from_saved(self._saved.words, now)
+            changed += ((wanted.name, change) for change in changes)
             weights = roster.weights(now)
             service = self._made(wanted, weights, self._max_payload(wanted.pool))
             planned[wanted.index] = Served(wanted, roster, service, weights)
-        return planned
+        return planned, changed
 
     def _service(self, served: Served, now: float) -> Service:
         """The very same where nothing has changed."""
@@ -242,15 +248,8 @@ class Director:
         )
 
     def _max_payload(self, pool: PoolConfig) -> int:
-        """Bytes that a handoff to any of the nodes may carry; `HostError` where no handoff fits."""
-        mtu = min(self._path_mtus[node.address] for node in pool.nodes)
-        payload = payload_within(mtu)
-        if payload < MIN_PAYLOAD:
-            needed = ipv4.HEADER_SIZE + handoff.HEADER_SIZE + MIN_PAYLOAD
-            raise HostError(
-                f"the path MTU to the nodes is {mtu}, too small for a handoff: raise it to {needed}"
-            )
-        return payload
+        """See `Paths.payload`."""
+        return self._paths.payload([node.address for node in pool.nodes])
 
     def _directed(self) -> BalancerEngine:
         if self._plane is None:
@@ -263,14 +262,9 @@ class Director:
 
     def _carry_out(self, served: Served, changes: Iterable[Change]) -> None:
         changes = list(changes)
-        for change in changes:
-            is_bad = change.has_failed or "down" in change.after.value
-            level = logging.WARNING if is_bad else logging.INFO
-            self._logger.log(
-                level, "service %s: %s", served.config.name, change.text, extra={"node": change.node}
-            )
         if not changes:
             return
+        self._tell((served.config.name, change) for change in changes)
         self._refresh()
         self._wake()
         if served.config.pool.on_fail is OnFail.RESET:
@@ -278,6 +272,13 @@ class Director:
                 if change.has_failed:
                     address = served.service.nodes[change.node].address
                     self._resets.append(self._directed().forget_node(served.config.index, address))
+
+    def _tell(self, changes: Iterable[tuple[str, Change]]) -> None:
+        """Log those of services, by name."""
+        for service, change in changes:
+            is_bad = change.has_failed or "down" in change.after.value
+            level = logging.WARNING if is_bad else logging.INFO
+            self._logger.log(level, "service %s: %s", service, change.text, extra={"node": change.node})
 
     def _indexes_with(self, address: bytes) -> list[int]:
         """VIP indexes of the services that have a node."""
@@ -317,28 +318,9 @@ class Director:
             self._woken = trio.Event()
             self._count_rates()
             if self._paths_changed:
-                await self._find_path_mtus()
+                self._paths_changed = False
+                await self._paths.look(self._addresses)
             self._refresh()
-
-    async def _find_path_mtus(self) -> None:
-        """In a thread: to ask takes a millisecond or two for each node. Where there is no route for the
-        moment, what was found before stands.
-        """
-        self._paths_changed = False
-
-        addresses = self._addresses()
-
-        def ask() -> dict[IPv4Address, int]:
-            found = {}
-            for address in addresses:
-                with suppress(HostError):
-                    found[address] = self._path_mtu(address)
-            return found
-
-        found = await in_thread(ask)
-        self._path_mtus = {
-            address: found.get(address, self._path_mtus[address]) for address in self._addresses()
-        }
 
     def _addresses(self) -> set[IPv4Address]:
         return {node.address for served in self._served.values() for node in served.config.pool.nodes}

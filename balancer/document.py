@@ -27,6 +27,7 @@ from common.toml import TextType
 from common.vip_map import VipMapKeys
 from common.wire import dscp, tcp_options
 
+DEFAULT_POOL = "default"
 DEFAULT_WEIGHT = 1
 DEFAULT_SCALE = 7
 MAX_LOAD_FACTOR = 10.0
@@ -34,7 +35,8 @@ MAX_SEED = 2**64 - 1
 _MAX_BYTES = 1 << 34
 _MAX_CHECKS = 100
 
-_STATUSES = re.compile(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?")
+_STATUSES = re.compile(r"([2-5][0-9]{2})(?:-([2-5][0-9]{2}))?")
+"""Of final answers: a check passes over the interim ones."""
 _LIMITS, _TIMEOUTS = Limits(), Timeouts()
 
 
@@ -51,7 +53,7 @@ def _parse_statuses(text: str) -> range:
         first, last = int(match[1]), int(match[2] or match[1])
         if first <= last:
             return range(first, last + 1)
-    raise ConfigError(f"{text!r} is not a status or a range of them, such as 200-399")
+    raise ConfigError(f"{text!r} is not a status from 200 to 599 or a range of them, such as 200-399")
 
 
 def shown_statuses(statuses: range) -> str:
@@ -73,7 +75,7 @@ def _parse_key(text: str) -> WrittenKey:
 
 TEXT_TYPES = {
     WrittenKey: TextType('"path", "uri" or "segments:N"', _parse_key),
-    range: TextType('a status or a range of them, such as "200-399"', _parse_statuses),
+    range: TextType('a status from 200 to 599 or a range of them, such as "200-399"', _parse_statuses),
 }
 
 _NAME = r"\A[A-Za-z0-9._-]{1,64}\Z"
@@ -137,7 +139,9 @@ class NodeConfig(_Keys, frozen=True, kw_only=True):
 
 
 class PoolKeys(_Keys, frozen=True, kw_only=True):
-    name: Annotated[str, Meta(pattern=_NAME, description="what services call it", extra=_A_NAME)] = "default"
+    name: Annotated[str, Meta(pattern=_NAME, description="what services call it", extra=_A_NAME)] = (
+        DEFAULT_POOL
+    )
     on_fail: Annotated[
         OnFail,
         Meta(description="what becomes of the flows of a node that went down: left alone, or reset"),

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from balancer.document import (
+    DEFAULT_POOL,
     DEFAULT_WEIGHT,
     BalancerKeys,
     HealthConfig,
@@ -138,7 +139,7 @@ def _complete(document: Document, *, replaces_nodes: bool) -> None:
 def _pool_of_service(document: Document) -> int:
     """Where the pool of the first service stands, as far as that can be told before all is checked."""
     wanted = document.array("service")[0].get("pool")
-    names = [pool.get("name") for pool in document.array("pool")]
+    names = [pool.get("name", DEFAULT_POOL) for pool in document.array("pool")]
     return names.index(wanted) if wanted in names else 0
 
 

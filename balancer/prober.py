@@ -1,7 +1,8 @@
 """Checks the nodes' health, each by itself and all at different moments (docs/health.md).
 
 For each service and node there is one task: it checks, reports the verdict, and waits for the rest of the
-interval, a tenth more or less, so that checks do not fall into step.
+interval, a tenth more or less, so that checks do not fall into step. The first one comes soon, however long
+the interval.
 """
 
 import logging
@@ -29,6 +30,7 @@ from common.net.packet_socket import Tap
 from common.wire.handoff import Handoff
 
 _JITTER = 0.1
+_FIRST_WITHIN_SECONDS = 2.0
 _INQUIRY_SECONDS = 2.0
 _SAY_NOTHING = (State.OK, State.UNKNOWN, State.SILENT)
 """A channel that is in order may have broken a moment ago."""
@@ -144,7 +146,7 @@ class Prober:
 
     async def _watch(self, target: Target, scope: trio.CancelScope) -> None:
         with scope:
-            await trio.sleep(random.random() * target.interval)
+            await trio.sleep(random.random() * min(target.interval, _FIRST_WITHIN_SECONDS))
             while True:
                 following = trio.current_time() + target.interval * random.uniform(1 - _JITTER, 1 + _JITTER)
                 await self._check(target)

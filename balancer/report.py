@@ -119,11 +119,7 @@ class Reporter:
         )
 
     def _warnings(self, served: list[Served]) -> list[str]:
-        warnings = [
-            f"service {each.config.name}: no node is open to new connections"
-            for each in served
-            if not any(each.weights.values())
-        ]
+        warnings = [warning for each in served if (warning := self._need(each))]
         warnings += self._problems()
         for name in self._nodes():
             word = self._channels.word(name)
@@ -131,9 +127,19 @@ class Reporter:
                 warnings.append(f"channel to node {name}: {word.text}")
             warnings += self.differences(name)
             warnings += word.marking_problems()
-            if word.clock_offset is not None and abs(word.clock_offset) > CLOCK_WARNING_SECONDS:
-                warnings.append(f"the clock of node {name} is {word.clock_offset:+.0f} s off")
+            ahead = word.clock_offset if word.state is State.OK else None
+            if ahead is not None and abs(ahead) > CLOCK_WARNING_SECONDS:
+                warnings.append(f"the clock of node {name} is {ahead:+.0f} s off")
         return warnings
+
+    def _need(self, served: Served) -> str:
+        """What is wrong with a service of which no node is up; empty where one is."""
+        name = served.config.name
+        if not any(served.weights.values()):
+            return f"service {name}: no node is open to new connections"
+        if not any(state.state == "up" for state in self._director.states(served)):
+            return f"service {name}: no node is up, new connections go to those that are down"
+        return ""
 
     def _vip_map_problems(self, word: NodeWord) -> list[str]:
         having = (

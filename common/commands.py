@@ -13,6 +13,8 @@ from common.config import MAX_WEIGHT
 
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=8192)]
+_Url = Annotated[str, msgspec.Meta(max_length=32 * 1024)]
+"""More than any that is served (`common.hashing.request_key`), so that this is what is said of it."""
 _Weight = Annotated[int, msgspec.Meta(ge=0, le=MAX_WEIGHT)]
 
 
@@ -38,7 +40,7 @@ class Flow(Arguments, frozen=True, kw_only=True):
 
 
 class Explain(Arguments, frozen=True, kw_only=True):
-    url: _Text
+    url: _Url
     service: _Text | None = None
     """None: the service that the URL's host and port name, or the only one there is."""
 

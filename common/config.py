@@ -27,6 +27,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "human", "json")
 MAX_SECONDS = 604_800.0
 MAX_ENTRIES = 10_000_000
+MAX_SOCKET_PATH = 107
+"""Bytes that a Unix socket's address has room for (unix(7))."""
 MAX_WEIGHT = 1000
 """Of a node. What is reckoned with weights and flows has room for it."""
 OFF = "off"
@@ -189,6 +191,8 @@ def parse_address(text: str) -> IPv4Address:
 def parse_endpoint(text: str) -> Endpoint:
     """ADDR[:PORT]."""
     address, colon, port = text.partition(":")
+    if ":" in port:
+        raise ConfigError(f"{text!r} is not ADDR[:PORT] with an IPv4 address, such as 192.168.33.10:80")
     return Endpoint(parse_address(address), parse_number(port, 1, 65535, "port") if colon else DEFAULT_PORT)
 
 
@@ -197,7 +201,7 @@ def parse_listener(text: str) -> Endpoint | None:
     if text == OFF:
         return None
     address, colon, port = text.partition(":")
-    if not colon:
+    if not colon or ":" in port:
         raise ConfigError(f"{text!r} is not ADDR:PORT, such as {LOOPBACK}:9713, or {OFF}")
     return Endpoint(_parse_ipv4(address), parse_number(port, 1, 65535, "port"))
 

@@ -1,13 +1,13 @@
 """What an operator may ask and tell either daemon while it runs (docs/control.md)."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import trio
 
 from common.commands import Arguments, Flow, Flows
-from common.config import parse_address
+from common.config import ConfigError, Endpoint, parse_address, parse_endpoint
 from common.control import Command
 from common.engine import Counts, Engine
 from common.reports import FlowReport, Report
@@ -26,9 +26,9 @@ class Desk(NamedTuple):
     reload: Callable[[], Iterable[str]]
     """Says what has changed; `ConfigError` or `HostError`, and nothing has."""
     nodes_called: Callable[[str], set[str]]
-    """Bridge addresses, in dotted decimals, of a node's name."""
+    """Bridge addresses, in dotted decimals, of a node's name; `ConfigError` where nobody has it."""
     indexes_of: Callable[[str | None], list[int]]
-    """VIP indexes of ADDR:PORT, or all; `ConfigError`."""
+    """VIP indexes of ADDR:PORT, or all; `ConfigError` where there is no such VIP."""
 
 
 def common_commands(desk: Desk) -> dict[str, Command]:
@@ -57,7 +57,7 @@ def common_commands(desk: Desk) -> dict[str, Command]:
 
 async def matching_flows(desk: Desk, wanted: Flows) -> AsyncGenerator[FlowReport, None]:
     client = None if wanted.client is None else str(parse_address(wanted.client))
-    nodes = None if wanted.node is None else {wanted.node, *desk.nodes_called(wanted.node)}
+    nodes = None if wanted.node is None else _addresses(desk, wanted.node)
     found = 0
     for number, flow in enumerate(desk.engine.flows()):
         if number % _BATCH == 0:
@@ -70,6 +70,14 @@ async def matching_flows(desk: Desk, wanted: Flows) -> AsyncGenerator[FlowReport
             return
 
 
+def _addresses(desk: Desk, node: str) -> set[str]:
+    """Of a node, by its name or one of them itself: a node that is not configured any more may have flows."""
+    try:
+        return {str(parse_address(node))}
+    except ConfigError:
+        return desk.nodes_called(node)
+
+
 def find_flows(desk: Desk, wanted: Flow) -> Iterator[FlowReport]:
     """Of the client's address and port, to each VIP that is meant."""
     client = parse_address(wanted.client).packed
@@ -77,6 +85,16 @@ def find_flows(desk: Desk, wanted: Flow) -> Iterator[FlowReport]:
         flow = desk.engine.find(client, wanted.port, index)
         if flow is not None:
             yield flow
+
+
+def indexes_of(vip: str | None, served: Mapping[Endpoint, int]) -> list[int]:
+    """For `Desk.indexes_of`; ``served`` are VIP indexes by VIP."""
+    if vip is None:
+        return list(served.values())
+    wanted = parse_endpoint(vip)
+    if wanted not in served:
+        raise ConfigError(f"there is no VIP {wanted}; there are {', '.join(map(str, served))}")
+    return [served[wanted]]
 
 
 class Sparingly:

@@ -32,17 +32,18 @@ def ask(path: Path, do: str, /, *, within: float = ANSWER_SECONDS, **arguments: 
     ``within`` is how many seconds may pass between two of them. `ControlError` with the daemon's own words
     if it refuses, at the start or after some values. The connection is closed with the generator.
     """
+    request = _request(do, arguments)
     with _connected(path, within) as connection:
         try:
-            connection.sendall(msgspec.json.encode({"do": do, **arguments}) + b"\n")
+            connection.sendall(request)
         except BrokenPipeError:
             pass  # it has refused the connection, and what it said comes below
         for line in _lines(connection, path, within):
-            message = msgspec.json.decode(line, type=dict[str, Any])
+            message = _message(line, path)
             if "value" in message:
                 yield message["value"]
             elif "error" in message:
-                raise ControlError(message["error"])
+                raise ControlError(str(message["error"]))
             else:
                 return
     raise ControlError(f"the daemon at {path} broke off its answer: see its log")
@@ -51,6 +52,22 @@ def ask(path: Path, do: str, /, *, within: float = ANSWER_SECONDS, **arguments: 
 def ask_once(path: Path, do: str, /, *, within: float = ANSWER_SECONDS, **arguments: Any) -> Any:
     """The value of a command that answers with one, or None if it answers with none."""
     return next(iter(list(ask(path, do, within=within, **arguments))), None)
+
+
+def _request(do: str, arguments: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode({"do": do, **arguments}) + b"\n"
+    except UnicodeEncodeError as error:  # what the command line had was not UTF-8
+        raise ControlError(
+            f"{error.object!r} is not UTF-8: percent-encode it, or see the terminal's locale"
+        ) from None
+
+
+def _message(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise ControlError(f"what listens on {path} is no daemon of l3dsr: name the right socket") from None
 
 
 def _connected(path: Path, within: float) -> socket.socket:

@@ -41,7 +41,9 @@ class Engine(NamedTuple, Generic[Service]):
     flows: Callable[[], Iterator[FlowReport]]
     """All flows, while they may change."""
     find: Callable[[bytes, int, int], FlowReport | None]
-    """The flow of a client's address (4 bytes) and port to a VIP index."""
+    """The flow of a client's address (4 bytes) and port to a VIP index; the balancer tells of a connection
+    without a node, too.
+    """
     tend: Callable[[], list[str]]
     """Put back what somebody has taken from the host, and follow interfaces that come and go; says in words
     what was done. Called every few seconds, and when links, addresses, routes or rules have changed."""

@@ -101,11 +101,14 @@ def _stamp(_logger: object, _method: str, event: Event) -> Event:
 
 
 def _human_line(_logger: object, _method: str, event: Event) -> str:
-    """TIME DAEMON LEVEL: text key=value; what follows an exception's line is its traceback."""
+    """TIME DAEMON LEVEL: text key=value; what follows an exception's line is its traceback.
+
+    Further lines of a text are indented, so that none looks like another event.
+    """
     moment = datetime.fromtimestamp(event.pop("ts"), UTC).astimezone()
     stamp = f"{moment:%Y-%m-%d %H:%M:%S},{moment.microsecond // 1000:03}"
     daemon, level = event.pop("daemon"), event.pop("level").upper()
-    text, exception = str(event.pop("event")), event.pop("exception", None)
+    text, exception = _printable(str(event.pop("event"))), event.pop("exception", None)
     fields = "".join(f" {key}={_shown(value)}" for key, value in event.items())
     line = f"{stamp} {daemon} {level}: {text}{fields}"
     return f"{line}\n{exception}" if exception else line
@@ -126,4 +129,15 @@ def _shown(value: object) -> str:
     """Quoted where the end of a bare value could not be told."""
     text = str(value)
     plain = text and text.isprintable() and not any(mark in text for mark in ' ="')
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    lines = ("".join(map(_visible, line)) for line in text.split("\n"))
+    return "\n    ".join(lines)
+
+
+def _visible(character: str) -> str:
+    is_plain = character.isprintable() or character == "\t"
+    return character if is_plain else character.encode("unicode_escape").decode()

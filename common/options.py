@@ -2,6 +2,7 @@
 
 import argparse
 import grp
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,14 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import msgspec
 from msgspec import inspect
 
-from common.config import DEFAULT_CONFIG_DIR, DEFAULT_CONTROL_GROUP, ConfigError, HostConfig, HostKeys
+from common.config import (
+    DEFAULT_CONFIG_DIR,
+    DEFAULT_CONTROL_GROUP,
+    MAX_SOCKET_PATH,
+    ConfigError,
+    HostConfig,
+    HostKeys,
+)
 from common.toml import Document, Place, bare, read, struct_type
 
 _MAX_DIGITS = 40
@@ -177,6 +185,13 @@ def host_config(document: Document, keys: HostKeys, daemon: str) -> HostConfig:
         raise document.error((), "insecure = true and key-file exclude each other")
     if keys.control_group != DEFAULT_CONTROL_GROUP and not _group_exists(keys.control_group):
         raise document.refuse(("control-group",), "a group of this host")
+    control = keys.control or keys.state_dir / f"{daemon}.sock"
+    size = len(os.fsencode(control))
+    if size > MAX_SOCKET_PATH:
+        raise document.error(
+            ("control" if keys.control else "state-dir",),
+            f"the control socket's path may have {MAX_SOCKET_PATH} bytes, and not {size}",
+        )
     return HostConfig(
         engine=keys.engine,
         keep_flows=keys.keep_flows,
@@ -185,7 +200,7 @@ def host_config(document: Document, keys: HostKeys, daemon: str) -> HostConfig:
         insecure=keys.insecure,
         log_level=keys.log_level,
         log_format=keys.log_format,
-        control=keys.control or keys.state_dir / f"{daemon}.sock",
+        control=control,
         control_group=keys.control_group,
         metrics=keys.metrics.value,
         channel_port=keys.channel_port,
@@ -214,6 +229,10 @@ class Loaded(Protocol):
     @property
     def warnings(self) -> tuple[str, ...]: ...
 
+    @property
+    def is_of_file(self) -> bool:
+        """Whether the file names what is served; else options and their defaults do."""
+
 
 Config = TypeVar("Config", bound=Loaded)
 
@@ -241,6 +260,16 @@ def parse_command(
         print(f"{config.path or parser.prog}: {said}")
         parser.exit(0)
     return config
+
+
+def refuse_loss(old: Loaded, new: Loaded, table: str) -> None:
+    """`ConfigError` where a reload would put the defaults in the place of what the file's ``table`` named.
+
+    Such a file is one that somebody is about to write, or that found no room on the disk.
+    """
+    if old.is_of_file and not new.is_of_file:
+        what = "this file does not exist" if new.path is None else f"there is no [[{table}]]"
+        raise ConfigError(f"{old.path}: {what} any more")
 
 
 def restart_only_of_host(old: HostConfig, new: HostConfig) -> list[str]:

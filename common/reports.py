@@ -7,17 +7,17 @@ import msgspec
 
 
 class FlowReport(msgspec.Struct, frozen=True):
-    """What one daemon knows of a flow."""
+    """What one daemon knows of a flow, or the balancer of a connection that has no node."""
 
     client: str
     client_port: int
     vip_index: int
     node: str
-    """Bridge address."""
+    """Bridge address; empty where there is none."""
     state: str
-    age: float
-    """Since it got its node; of a packetbridge: since its handoff was made."""
-    idle: float
+    age: float | None
+    """Since it got its node; of a packetbridge: since its handoff was made. None without a node."""
+    idle: float | None
     details: dict[str, int | float | str | bool | None] = {}
     """What else there is, by its name in the field's terms: client_isn, seq_delta, mss, window_scale."""
 

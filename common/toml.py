@@ -148,7 +148,7 @@ class Document:
             for name, field in keys.items():
                 if field.required and name not in value:
                     return self.error(place, f"{name} is missing: it is {allowed(field.type, texts)}")
-        if isinstance(suited, inspect.CustomType) and isinstance(value, str):
+        if isinstance(suited, inspect.CustomType) and isinstance(value, str) and len(value) <= _MAX_SHOWN:
             try:
                 texts[suited.cls].parse(value)
             except ConfigError as error:

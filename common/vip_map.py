@@ -21,6 +21,8 @@ DEFAULT_FILES = ("/etc/dsr.d/*.conf",)
 _NUMBER = re.compile(
     r"0[xX](?P<hex>[0-9a-fA-F]{1,4})|0[oO]?(?P<octal>[0-7]{1,4})|(?P<decimal>[1-9][0-9]{0,3}|0)"
 )
+_MAX_LINE = 200
+"""Without its comment."""
 _BASES = {"hex": 16, "octal": 8, "decimal": 10}
 
 
@@ -89,8 +91,10 @@ def _entries(path: Path, text: str) -> Iterator[_Entry]:
         if content:
             where = f"{path}: line {number}"
             vip, equals, index = (part.strip() for part in content.partition("="))
-            if not equals:
-                raise ConfigError(f"{where}: {content!r} is not VIP=DSCP, such as 192.168.33.10=28")
+            if not equals or len(content) > _MAX_LINE:
+                raise ConfigError(
+                    f"{where}: {content[:_MAX_LINE]!r} is not VIP=DSCP, such as 192.168.33.10=28"
+                )
             yield _Entry(where, _parse_vip(where, vip), _parse_index(where, index))
 
 

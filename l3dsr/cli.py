@@ -5,6 +5,7 @@ Exit codes: 0; 1 where what was asked for is not so, or cannot be (no such flow,
 """
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -14,10 +15,12 @@ from typing import NamedTuple
 from common.config import ConfigError
 from common.control_client import ControlError
 from common.net.errors import HostError
-from l3dsr import explain, flows, nodes, sockets, status
+from l3dsr import explain, flows, nodes, sockets, status, text
 from l3dsr.doctor import command as doctor
 from l3dsr.options import Parser
 from l3dsr.trace import command as trace
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _Command(NamedTuple):
@@ -76,8 +79,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The exit code. What is wrong is one line on standard error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # whoever reads a pipe waits for each line, too
+    _open_streams()
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
@@ -85,14 +87,38 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ConfigError as error:
-        print(f"l3dsr {options.command}: {error} (see l3dsr {options.command} --help)", file=sys.stderr)
+        _complain(options.command, f"{error} (see l3dsr {options.command} --help)")
         return 2
     except (ControlError, HostError) as error:
-        print(f"l3dsr {options.command}: {error}", file=sys.stderr)
+        _complain(options.command, str(error))
         return 1
-    except BrokenPipeError:
-        # Who reads has had enough. Python would complain of it once more when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # who reads has had enough
+        _close_output()
         return 0
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _complain(options.command, f"cannot write standard output: {error.strerror}")
+        _close_output()
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(command: str, what: str) -> None:
+    print(f"l3dsr {command}: {text.printable(what)}", file=sys.stderr)
+
+
+def _open_streams() -> None:
+    """Those that are closed lead nowhere, and none fails at a character that its encoding does not have."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Whoever reads a pipe waits for each line, too.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+def _close_output() -> None:
+    """Python would fail once more at what it has not written, when it closes standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

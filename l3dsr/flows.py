@@ -31,22 +31,24 @@ def add_list_options(parser: Parser) -> None:
 
 
 def run_list(options: argparse.Namespace) -> int:
-    asked: dict[str, str | int] = {"limit": parse_number(options.limit, 1, 10_000_000, "--limit")}
+    limit = parse_number(options.limit, 1, 10_000_000, "--limit")
+    asked: dict[str, str | int] = {"limit": limit}
     if options.client:
         asked["client"] = str(parse_address(options.client))
     if options.node:
         asked["node"] = options.node
-    answers = sockets.ask_running(sockets.of_both(options), "flows", **asked)
-    for path, values in answers.items():
+    answers = sockets.ask_running(sockets.of_both(options), "flows", FlowReport, **asked)
+    for path, found in answers.values.items():
         if options.json:
-            for value in values:
-                sys.stdout.write(msgspec.json.encode({"daemon": path.stem, **value}).decode() + "\n")
+            for flow in found:
+                said = {"daemon": path.stem, **msgspec.structs.asdict(flow)}
+                sys.stdout.write(msgspec.json.encode(said).decode() + "\n")
         else:
-            found = [sockets.convert(value, FlowReport) for value in values]
-            print(f"{path.stem}: {text.counted(len(found), 'flow')}")
+            more = ", and there may be more (--limit)" if len(found) == limit else ""
+            print(f"{path.stem}: {text.counted(len(found), 'flow')}{more}")
             if found:
                 print("\n".join(text.table(_HEADER, [_row(flow) for flow in found], right="AGE,IDLE")))
-    return 0
+    return answers.complain(options.command)
 
 
 def add_one_options(parser: Parser) -> None:
@@ -61,8 +63,8 @@ def run_one(options: argparse.Namespace) -> int:
     asked: dict[str, str | int] = {"client": str(client.address), "port": client.port}
     if options.vip:
         asked["vip"] = str(parse_endpoint(options.vip))
-    answers = sockets.ask_running(sockets.of_both(options), "flow", **asked).values()
-    sides = [sockets.convert(value, FlowSide) for values in answers for value in values]
+    answers = sockets.ask_running(sockets.of_both(options), "flow", FlowSide, **asked)
+    sides = [side for found in answers.values.values() for side in found]
     if options.json:
         for side in sides:
             sys.stdout.write(msgspec.json.encode(side).decode() + "\n")
@@ -70,7 +72,7 @@ def run_one(options: argparse.Namespace) -> int:
         print(f"no flow of {client} is known")
     else:
         print("\n".join(line for side in sides for line in _side(side)))
-    return 0 if any(side.flow for side in sides) else 1
+    return max(answers.complain(options.command), 0 if any(side.flow for side in sides) else 1)
 
 
 def parse_connection(said: str) -> Endpoint:
@@ -101,7 +103,7 @@ def _side(side: FlowSide) -> Iterator[str]:
     said = {
         "state": flow.state,
         "tagged": text.tagged(flow.vip_index),
-        "bridge address": flow.node,
+        "bridge address": flow.node or "-",
         "age": text.duration(flow.age),
         "idle": text.duration(flow.idle),
         **{name.replace("_", " "): _detail(value) for name, value in flow.details.items()},

@@ -1,16 +1,18 @@
 """`l3dsr drain`, `undrain`, `disable`, `enable`, `weight` and `reload`: what changes a daemon's mind."""
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from common.config import MAX_WEIGHT, ConfigError, parse_number
-from common.control_client import ask, ask_once
+from common.control_client import ControlError, ask, ask_once
 from common.reports import BalancerReport
 from l3dsr import sockets, text
 from l3dsr.options import Parser
+from l3dsr.status import UP
 
 _DEFAULT = "default"
 _DONE = {
@@ -24,6 +26,8 @@ STEADY_SECONDS = 2.0
 """For so long a node must say that it has no flows: its word is up to a second old, and a handoff may have
 been on its way.
 """
+COST_SHARE = 20
+"""What walks through all flows is asked for again after so many times what it took."""
 _BAR_WIDTH = 30
 
 
@@ -75,7 +79,7 @@ def run_drain(options: argparse.Namespace) -> int:
     path = sockets.of_balancer(options)
     progress = _Progress()
     try:
-        left = wait_until_empty(lambda: flows_left(path, options.node), progress.show, limit)
+        left = wait_until_empty(FlowsLeft(path, options.node).count, progress.show, limit)
     finally:
         progress.end()
     print(
@@ -87,11 +91,12 @@ def run_drain(options: argparse.Namespace) -> int:
 
 
 def run_reload(options: argparse.Namespace) -> int:
-    for path, changes in sockets.ask_running(sockets.of_both(options), "reload").items():
+    answers = sockets.ask_running(sockets.of_both(options), "reload", str)
+    for path, changes in answers.values.items():
         print(f"{path.stem}: {'reloaded' if changes else 'nothing has changed'}")
         for change in changes:
             print(text.printable(f"  {change}"))
-    return 0
+    return answers.complain(options.command)
 
 
 def wait_until_empty(
@@ -123,18 +128,45 @@ def wait_until_empty(
         sleep(POLL_SECONDS)
 
 
-def flows_left(path: Path, node: str) -> int:
-    """By the node's own word; where it has none, by what the balancer remembers."""
-    report = sockets.convert(ask_once(path, "status"), BalancerReport)
-    said = [each.flows for service in report.services for each in service.nodes if each.name == node]
-    counted = [flows for flows in said if flows is not None]
-    if len(counted) == len(said):
-        return sum(counted)
-    return _length(ask(path, "flows", node=node, limit=10_000_000))
+class FlowsLeft:
+    """How many flows a node has left: by its own word, and where it has none, by what the balancer remembers.
 
+    A health check is a flow to the node, at most one at a time for each service, but none to the balancer. So
+    a number that may be of checks only counts as far as the balancer remembers as many flows. It remembers
+    one that has ended for a minute. To go through all flows may cost it seconds, so it is asked for them
+    seldom enough not to notice.
+    """
 
-def _length(values: Iterable[object]) -> int:
-    return sum(1 for _ in values)
+    def __init__(self, path: Path, node: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """``path`` is the balancer's control socket."""
+        self._path = path
+        self._node = node
+        self._clock = clock
+        self._known = 0
+        self._asked_again_at = -math.inf
+
+    def count(self) -> int:
+        report = sockets.convert(ask_once(self._path, "status"), BalancerReport)
+        nodes = [each for service in report.services for each in service.nodes if each.name == self._node]
+        if not nodes:
+            raise ControlError(f"{self._node} is not configured any more: flows that it has left go on")
+        if any(each.state == UP for each in nodes):
+            raise ControlError(f"{self._node} takes new flows again: somebody has ended the drain")
+        said = [each.flows for each in nodes]
+        counted = [flows for flows in said if flows is not None]
+        if len(counted) < len(said):
+            return self._remembered()
+        left: int = sum(counted)
+        return min(left, self._remembered()) if 0 < left <= len(said) else left
+
+    def _remembered(self) -> int:
+        """By the balancer, lately."""
+        began = self._clock()
+        if began >= self._asked_again_at:
+            self._known = sum(1 for _ in ask(self._path, "flows", node=self._node, limit=10_000_000))
+            ended = self._clock()
+            self._asked_again_at = ended + COST_SHARE * (ended - began)
+        return self._known
 
 
 class _Progress:

@@ -1,18 +1,35 @@
 """Which daemons there are on this host to be asked, and asking them."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from common.config import DEFAULT_CONFIG_DIR, DEFAULT_STATE_DIR
 from common.control_client import ANSWER_SECONDS, ControlError, NotRunningError, ask
-from common.reports import BalancerReport, PacketbridgeReport, Report
+from common.reports import BalancerReport, PacketbridgeReport
+from l3dsr import text
 from l3dsr.options import Parser
 
 BALANCER, PACKETBRIDGE = "balancer", "packetbridge"
+
+
+class Answers(NamedTuple):
+    """Of the daemons that run."""
+
+    values: dict[Path, list[Any]]
+    """By socket, of those that have answered."""
+    failures: list[str]
+    """Why each of the others has not."""
+
+    def complain(self, command: str) -> int:
+        """Of failures, on standard error; returns the exit code."""
+        for failure in self.failures:
+            print(f"l3dsr {command}: {text.printable(failure)}", file=sys.stderr)
+        return 1 if self.failures else 0
 
 
 def add_options(parser: Parser) -> None:
@@ -47,23 +64,34 @@ def default_config(daemon: str) -> Path:
     return DEFAULT_CONFIG_DIR / f"{daemon}.toml"
 
 
-def ask_running(paths: Sequence[Path], do: str, /, **arguments: Any) -> dict[Path, list[Any]]:
-    """The values that each running daemon answers with. `NotRunningError` if there is none."""
-    answers = {}
+def ask_running(paths: Sequence[Path], do: str, kind: Any, /, **arguments: Any) -> Answers:
+    """What each running daemon answers, as values of ``kind``; one that fails takes nothing from the other.
+
+    `NotRunningError` if there is none, `ControlError` if none has answered.
+    """
+    values: dict[Path, list[Any]] = {}
+    failures: dict[Path, ControlError] = {}
     for path in paths:
         try:
-            answers[path] = list(ask(path, do, **arguments))
+            values[path] = [convert(value, kind) for value in ask(path, do, **arguments)]
         except NotRunningError:
             continue
-    if not answers:
+        except ControlError as error:
+            failures[path] = error
+    named = [f"{path.stem}: {error}" for path, error in failures.items()]
+    if not values and len(failures) == 1:
+        raise next(iter(failures.values()))
+    if not values and failures:
+        raise ControlError("; ".join(named))
+    if not values:
         places = " or ".join(map(str, paths))
         raise NotRunningError(f"no daemon listens on {places}: start one, or name its socket with --socket")
-    return answers
+    return Answers(values, named)
 
 
-def reports(paths: Sequence[Path], within: float = ANSWER_SECONDS) -> list[Report]:
-    answers = ask_running(paths, "status", within=within).values()
-    return [convert(value, BalancerReport | PacketbridgeReport) for values in answers for value in values]
+def reports(paths: Sequence[Path], within: float = ANSWER_SECONDS) -> Answers:
+    """Of each a `Report`."""
+    return ask_running(paths, "status", BalancerReport | PacketbridgeReport, within=within)
 
 
 def convert(value: Any, kind: Any) -> Any:

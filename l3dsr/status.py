@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -10,6 +10,7 @@ from common.metrics.errors import errors
 from common.reports import BalancerReport, NodeReport, PacketbridgeReport, Report, ServiceReport
 from l3dsr import sockets, text, watch
 from l3dsr.options import Parser
+from l3dsr.sockets import Answers
 
 UP = "up"
 WATCHED_SECONDS = 3.0
@@ -26,22 +27,40 @@ def add_options(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     paths = sockets.of_both(options)
     if options.watch:
-        return watch.run(lambda: page(sockets.reports(paths, within=WATCHED_SECONDS)))
+        return watch.run(lambda: _watched(sockets.reports(paths, within=WATCHED_SECONDS)))
     found = sockets.reports(paths)
     if options.json:
-        for report in found:
+        for report in _reports(found):
             sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     else:
-        print("\n".join(page(found)))
-    return 0
+        print("\n".join(page(_reports(found))))
+    return found.complain(options.command)
 
 
-def page(found: list[Report]) -> list[str]:
+def page(found: Iterable[Report]) -> list[str]:
     lines: list[str] = []
     for report in found:
         lines += [""] if lines else []
-        lines += _of_balancer(report) if isinstance(report, BalancerReport) else _of_packetbridge(report)
+        lines += [*_body(report), *_warnings(report)]
     return lines
+
+
+def _watched(found: Answers) -> list[str]:
+    """What is wrong comes first: a screen may have no room for the rest."""
+    lines = [text.printable(f"no answer: {failure}") for failure in found.failures]
+    lines += [line for report in _reports(found) for line in _warnings(report)]
+    for report in _reports(found):
+        lines += [""] if lines else []
+        lines += _body(report)
+    return lines
+
+
+def _reports(found: Answers) -> Iterator[Report]:
+    return (report for (report,) in found.values.values())
+
+
+def _body(report: Report) -> Iterator[str]:
+    return _of_balancer(report) if isinstance(report, BalancerReport) else _of_packetbridge(report)
 
 
 def _of_balancer(report: BalancerReport) -> Iterator[str]:
@@ -119,5 +138,7 @@ def _numbers(report: Report) -> Iterator[str]:
     yield "errors: none" if not happened else "errors:"
     for error in happened:
         yield f"  {error.count:,} {error.what}" + (f": {error.reason}" if error.reason else "")
-    for warning in report.warnings:
-        yield text.printable(f"warning: {warning}")
+
+
+def _warnings(report: Report) -> Iterator[str]:
+    return (text.printable(f"warning: {warning}") for warning in report.warnings)

@@ -15,7 +15,7 @@ def size(count: float | None) -> str:
         return "-"
     for unit in _UNITS:
         if count < 1024 or unit == _UNITS[-1]:
-            return f"{count:.0f} {unit}" if unit == _UNITS[0] else f"{count:.1f} {unit}"
+            return counted(int(count), "byte") if unit == _UNITS[0] else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError("the last unit takes any size")
 

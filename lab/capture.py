@@ -16,7 +16,7 @@ from lab.errors import LabError
 from lab.process import POLL_SECONDS, Process
 
 BUFFER_KIB = 64 * 1024
-CATCH_UP_SECONDS = 10
+CATCH_UP_SECONDS = 30
 PROGRESS = re.compile(
     r"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel"
 )

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,6 @@ PROGRAM_SECONDS = 30
 LOG_SECONDS = 2
 """Within which NGINX has written a line about what curl has got already."""
 REQUEST_ID = "l3dsr-demo"
-NO_LOSS_PROBES = ("net.ipv4.tcp_early_retrans", 0)
-"""A tail loss probe goes out on mere suspicion, after a few ms without an acknowledgment. Two cores that are
-shared by all hosts are sometimes busy for as long; what is counted shall be losses.
-"""
 
 PICTURE = """\
      client ── request ──▶ balancer ── handoff ──▶ the node that the URL hashes to
@@ -128,15 +125,16 @@ class Demo:
         self._client = str(lab.topology.client.addresses[0])
 
     def run(self) -> Findings:
-        for host in self._lab.hosts.values():
-            host.sysctl(*NO_LOSS_PROBES)
         engine = self._start_daemons()
-        before = self._lab.counters()
-        spreading = self._spread_urls()
-        download = self._download()
-        gbit, direct_gbit = self._compare_throughput(download.node)
-        self._post()
-        self._count_losses(before)
+        with ExitStack() as patient:
+            for host in (self._lab.client, *self._lab.nodes):  # what is counted shall be losses
+                patient.enter_context(host.patient_tcp())
+            before = self._lab.counters()
+            spreading = self._spread_urls()
+            download = self._download()
+            gbit, direct_gbit = self._compare_throughput(download.node)
+            self._post()
+            self._count_losses(before)
         self.problems += Outage(self._lab, spreading.first, self._fetch).run()
         return Findings(engine, spreading, download, gbit, direct_gbit, self.problems)
 

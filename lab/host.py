@@ -16,6 +16,9 @@ from lab.capture import capture_command, recording
 from lab.errors import LabError
 from lab.process import Process
 
+LOSS_PROBES = "/proc/sys/net/ipv4/tcp_early_retrans"
+PATIENCE = "5s"
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -97,6 +100,22 @@ class Host:
         """
         path = "/proc/sys/" + name.translate(str.maketrans("./", "/."))
         self.run(["tee", path], input=str(value))
+
+    @contextmanager
+    def patient_tcp(self) -> Iterator[None]:
+        """New connections of the host retransmit nothing on mere suspicion: they time out late, and send no
+        tail loss probes (RFC 8985 section 7), which go out after a few ms without an acknowledgment; cores
+        that all hosts share are sometimes busy for as long. The host has a default route.
+        """
+        route = self.run(["ip", "-4", "route", "show", "default"]).stdout.split()
+        probes = self.run(["cat", LOSS_PROBES]).stdout
+        self.run(["tee", LOSS_PROBES], input="0")
+        self.run(["ip", "route", "change", *route, "rto_min", PATIENCE])
+        try:
+            yield
+        finally:
+            self.run(["ip", "route", "change", *route])
+            self.run(["tee", LOSS_PROBES], input=probes)
 
     @contextmanager
     def capture(

@@ -48,14 +48,14 @@ class Process:
     def send_signal(self, number: signal.Signals) -> None:
         self._child.send_signal(number)
 
-    def wait(self, timeout: float = 10) -> int:
+    def wait(self, timeout: float = 30) -> int:
         """The exit code. Raises LabError where the program still runs after `timeout` seconds."""
         try:
             return self._child.wait(timeout)
         except subprocess.TimeoutExpired:
             raise LabError(self._complaint(f"still runs after {timeout} s")) from None
 
-    def wait_for(self, text: str, timeout: float = 10) -> None:
+    def wait_for(self, text: str, timeout: float = 30) -> None:
         """Until the log says `text`. Raises LabError showing the log where the program ends first, or does
         not say so within `timeout` seconds.
         """
@@ -74,7 +74,7 @@ class Process:
         """SIGTERM, without waiting for the end."""
         self._child.terminate()
 
-    def stop(self, timeout: float = 5) -> int:
+    def stop(self, timeout: float = 20) -> int:
         """SIGTERM, and SIGKILL after `timeout` seconds: a return code of -9 tells that it was needed."""
         if self.running:
             self.begin_stop()

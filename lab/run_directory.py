@@ -30,7 +30,7 @@ STANDING_PREFIX = "l3dsr"
 PREFIX = re.compile(STANDING_PREFIX + r"(-[a-z0-9]+)*")
 STATE_FILE = "lab.json"
 OWNER_FILE = "owner"
-STOP_SECONDS = 3
+STOP_SECONDS = 15
 POLL_SECONDS = 0.01
 
 

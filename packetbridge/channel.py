@@ -164,7 +164,7 @@ def _flow_answer(found: FlowReport | None) -> FlowAnswer:
     details = dict(found.details)
     while len(text := msgspec.json.encode(details)) > channel.MAX_DETAILS:
         details.popitem()
-    return FlowAnswer(found.state, found.age, found.idle, text if details else b"")
+    return FlowAnswer(found.state, found.age or 0.0, found.idle or 0.0, text if details else b"")
 
 
 def _bound(bridge: IPv4Address, port: int) -> socket.socket:

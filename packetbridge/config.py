@@ -37,6 +37,8 @@ class PacketbridgeConfig:
     host: HostConfig
     path: Path | None
     """The configuration file, if there is one."""
+    is_of_file: bool
+    """Whether the file names what is served; else options and their defaults do."""
     warnings: tuple[str, ...] = ()
     """What an operator should know of it, one line each."""
     is_removal: bool = False
@@ -62,6 +64,7 @@ def restart_only(old: PacketbridgeConfig, new: PacketbridgeConfig) -> list[str]:
 
 def _load(options: argparse.Namespace) -> PacketbridgeConfig:
     document = read_document("packetbridge", options)
+    is_of_file = packetbridge_options.names_vips(document)
     packetbridge_options.put(document, options)
     keys = document.decode(PacketbridgeKeys, TEXT_TYPES)
     needs_map = keys.vip_map.backend is not None or any(vip.dscp == "map" for vip in keys.vip)
@@ -84,6 +87,7 @@ def _load(options: argparse.Namespace) -> PacketbridgeConfig:
         adopt=keys.adopt == "auto",
         host=host_config(document, keys, "packetbridge"),
         path=document.path,
+        is_of_file=is_of_file,
         warnings=found.warnings,
         is_removal=hasattr(options, "remove"),
     )

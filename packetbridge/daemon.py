@@ -5,8 +5,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from common import engine
-from common.config import EBPF, ConfigError, parse_endpoint
-from common.console import Desk
+from common.config import EBPF, ConfigError
+from common.console import Desk, indexes_of
 from common.counters import Counters
 from common.daemon import Running, serve
 from common.engine import Site
@@ -15,6 +15,7 @@ from common.net import host, privileges
 from common.net.privileges import Capability
 from common.net.routes import remove_leftovers
 from common.net.watch import NetworkWatch
+from common.options import refuse_loss
 from common.outlets import Outlets
 from packetbridge import raw
 from packetbridge.channel import Server
@@ -112,7 +113,7 @@ class _Daemon:
             engine=self._engine,
             report=self._reporter.report,
             reload=self._reload,
-            nodes_called=self._reporter.bridge_called,
+            nodes_called=self._nodes_called,
             indexes_of=self._indexes_of,
         )
         outlets = self._outlets.tasks(packetbridge_commands(desk), self._reporter.report, self._logger)
@@ -128,6 +129,7 @@ class _Daemon:
     def _reload(self) -> list[str]:
         """All of it, or nothing."""
         wanted = self._again()
+        refuse_loss(self._config, wanted, "vip")
         if fixed := restart_only(self._config, wanted):
             raise ConfigError(f"{', '.join(fixed)} cannot change while the packetbridge runs: restart it")
         keyring = self._keys.read()
@@ -144,9 +146,11 @@ class _Daemon:
         self._logger.info("reloaded: %s", "; ".join(said))
         return said
 
+    def _nodes_called(self, name: str) -> set[str]:
+        raise ConfigError(f"no node is known by the name {name} here: {self._config.bridge} is this one")
+
     def _indexes_of(self, vip: str | None) -> list[int]:
-        wanted = None if vip is None else parse_endpoint(vip)
-        return [each.index for each in self._config.vips if wanted in (None, each.vip)]
+        return indexes_of(vip, {each.vip: each.index for each in self._config.vips})
 
     def _announce(self) -> None:
         config = self._config

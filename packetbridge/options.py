@@ -41,16 +41,20 @@ def make_parser() -> Parser:
 
 def put(document: Document, options: argparse.Namespace) -> None:
     """Write options over what the file says; where nothing names a VIP, the default one is served."""
-    tables = document.tables
     if hasattr(options, "vip"):
         _put_vips(document, options.vip)
     elif hasattr(options, "backend"):
         _put_backend(document, options.backend)
-    mapped = tables.get("vip-map")
-    if not document.array("vip") and not (isinstance(mapped, dict) and "backend" in mapped):
-        tables["vip"] = [{"dscp": DEFAULT_INDEX, "vip": str(DEFAULT_VIP)}]
+    if not names_vips(document):
+        document.tables["vip"] = [{"dscp": DEFAULT_INDEX, "vip": str(DEFAULT_VIP)}]
     put_settings(document, options, (_LISTEN, _BACKEND, *_OTHERS))
     put_host_options(document, options, PacketbridgeKeys)
+
+
+def names_vips(document: Document) -> bool:
+    """Whether it says which VIPs are served."""
+    mapped = document.tables.get("vip-map")
+    return bool(document.array("vip")) or (isinstance(mapped, dict) and "backend" in mapped)
 
 
 def _put_backend(document: Document, backend: str) -> None:

@@ -62,7 +62,3 @@ class Reporter:
 
     def _uptime(self) -> float:
         return time.monotonic() - self._began
-
-    def bridge_called(self, name: str) -> set[str]:
-        """A packetbridge knows no node but itself."""
-        return {str(self.config.bridge)} if name == str(self.config.bridge) else set[str]()

@@ -3,6 +3,9 @@
 A test marked `root` needs root and the right to make network and mount namespaces. Elsewhere it is
 skipped, with the reason shown. With L3DSR_REQUIRE_LAB=1, as in CI, a skip of such a test is a failure,
 whatever its reason: a green run then means that the lab was there.
+
+A run is like the one before: property tests try the same examples every time. With
+`--hypothesis-profile=explore` they try others.
 """
 
 from __future__ import annotations
@@ -30,9 +33,12 @@ hypothesis.settings.register_profile(
     "l3dsr",
     database=None,
     deadline=None,
+    derandomize=True,
     phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink),
     print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # that is the machine's, if it is busy
 )
+hypothesis.settings.register_profile("explore", hypothesis.settings.get_profile("l3dsr"), derandomize=False)
 hypothesis.settings.load_profile("l3dsr")
 
 

@@ -52,6 +52,8 @@ class NodeWord(NamedTuple):
     """When `state` was reached."""
     report: Report | None = None
     """The last one; it may be old where `state` is not `State.OK`."""
+    asked: float | None = None
+    """When that was asked for."""
     heard: float | None = None
     """When that came."""
     round_trip: float | None = None
@@ -148,6 +150,8 @@ class Conversation:
         self._counters = counters
         self._indices = tuple(vip_indices)
         self._turn = -1
+        self._index = 0
+        """The one whose DSCP this period has; 0 where the node serves none."""
         self._misses = 0
         self._lost = Counters[int]()
         self._hint: _Hint | None = None
@@ -167,6 +171,7 @@ class Conversation:
         self._reports_asked.clear()
         self._unmarked.clear()
         self._turn += 1
+        self._index = self._indices[self._turn % len(self._indices)] if self._indices else 0
         return dscp.with_index(0, self._index)
 
     def ask_report(self, now: float, wall: float, *, marked: bool = True) -> bytes:
@@ -228,11 +233,6 @@ class Conversation:
         else:
             self._lose()
 
-    @property
-    def _index(self) -> int:
-        """The one whose DSCP this period has; 0 where the node serves none."""
-        return self._indices[self._turn % len(self._indices)] if self._indices else 0
-
     def _sealed(self, kind: Kind, body: bytes, nonce: int, wall: float) -> bytes:
         return channel.seal(kind, body, self._keys()[0], time=int(wall), nonce=nonce, node=self.address)
 
@@ -256,29 +256,31 @@ class Conversation:
         if channel.key_of(data, self._keys()) is None:
             self._counters["channel_bad_tag"] += 1
             return None
-        round_trip = now - asked[message.nonce]
+        asked_at = asked[message.nonce]
         found = None
         if message.kind is Kind.REPORT:
-            self._reported(message, channel.parse_report_untrusted(message.body), round_trip, now, wall)
+            self._reported(message, channel.parse_report_untrusted(message.body), asked_at, now, wall)
         else:
-            found = FlowFound(message.nonce, channel.parse_flow_untrusted(message.body), round_trip)
+            found = FlowFound(message.nonce, channel.parse_flow_untrusted(message.body), now - asked_at)
         del asked[message.nonce]
         self._counters["channel_answers"] += 1
         return found
 
-    def _reported(self, message: Message, report: Report, round_trip: float, now: float, wall: float) -> None:
+    def _reported(self, message: Message, report: Report, asked: float, now: float, wall: float) -> None:
         self.answered = True
         self._misses = 0
         self._hint = None
-        asked_at = wall - round_trip / 2
+        round_trip = now - asked
+        sent = wall - round_trip / 2
         self.word = self.word._replace(
             state=State.OK,
             text="ok",
             since=self.word.since if self.word.state is State.OK else now,
             report=report,
+            asked=asked,
             heard=now,
             round_trip=round_trip,
-            clock_offset=report.milliseconds / 1000 - channel.age(message, int(asked_at)) - asked_at % 1,
+            clock_offset=report.milliseconds / 1000 - channel.age(message, int(sent)) - sent % 1,
         )
         if message.nonce in self._unmarked:
             self._lose()
@@ -293,7 +295,7 @@ class Conversation:
             self._see(None)
 
     def _see(self, index: int | None) -> None:
-        if self._index:
+        if self._index in self._indices:
             self.word = self.word._replace(dscp_seen={**self.word.dscp_seen, self._index: index})
 
     def _refused(self, message: Message, wall: float) -> None:

@@ -18,7 +18,7 @@ from balancer.core.handshake import Greeter
 from balancer.core.loads import CountedLoads, Loads
 from balancer.core.machine import RULES, Action, State
 from balancer.core.preamble import Verdict
-from balancer.core.reports import flow_report
+from balancer.core.reports import connection_report, flow_report
 from balancer.core.service import DEFAULT_TIMEOUTS, Limits, Service, Services, Timeouts
 from common.counters import Counters
 from common.deadlines import earliest
@@ -194,13 +194,12 @@ class BalancerCore:
                 yield flow_report(service, key, flow, now)
 
     def find(self, client: bytes, port: int, vip_index: int, now: float) -> FlowReport | None:
-        """The flow of a client's address and port to a VIP index."""
+        """The connection of a client's address and port to a VIP index, which need have no node yet."""
         service = self.services.of_index(vip_index)
         if service is None:
             return None
         key = segments.flow_key(client, port, service.vip, service.port)
-        flow = self._connections.flows.get(key)
-        return None if flow is None else flow_report(service, key, flow, now)
+        return connection_report(service, key, self._connections, now)
 
     @property
     def counters(self) -> Counters[str]:

@@ -120,7 +120,8 @@ class Probe:
             self._damaged += 1
             return []
         if self.is_closed:
-            return [] if segment.flags & tcp.RST else [self._segment(tcp.RST | tcp.ACK)]
+            is_late = not segment.flags & tcp.RST and self._acknowledges(segment)
+            return [self._segment(tcp.RST | tcp.ACK)] if is_late else []
         if (segment.source, segment.source_port) != (self.check.vip, self.check.vip_port):
             return self._from_elsewhere(segment, now)
         if segment.flags & tcp.RST and not self.is_silent:
@@ -202,7 +203,7 @@ class Probe:
         """Whoever acknowledges our SYN or the request knows this check."""
         if self.result or self._said_by_host:
             return []
-        if not segment.flags & tcp.ACK or not self._acknowledges(segment):
+        if not self._acknowledges(segment):
             return []
         source = _endpoint(segment.source, segment.source_port)
         if (segment.source, segment.source_port) == (self.check.node, self.check.vip_port):
@@ -230,7 +231,7 @@ class Probe:
         return []
 
     def _acknowledges(self, segment: Segment) -> bool:
-        return segment.ack in (seq.add(self._isn, 1), self._next)
+        return bool(segment.flags & tcp.ACK) and segment.ack in (seq.add(self._isn, 1), self._next)
 
     def _judge(self, now: float) -> list[Packet]:
         answer = self._answer

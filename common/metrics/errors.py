@@ -4,7 +4,7 @@ import msgspec
 
 from common.metrics import families
 from common.metrics.families import Family
-from common.metrics.samples import samples
+from common.metrics.samples import counted
 from common.reports import Report
 
 _SAID = {
@@ -35,7 +35,7 @@ def errors(report: Report) -> list[ErrorCount]:
     """Those that have happened, most frequent first."""
     happened = [
         ErrorCount(_SAID[family], _reason(family, sample.labels), int(sample.value))
-        for family, those in samples(report).items()
+        for family, those in counted(report).items()
         for sample in those
         if family in _SAID and sample.value
     ]

@@ -26,9 +26,16 @@ def samples(report: Report) -> dict[Family, list[Sample]]:
     found: dict[Family, list[Sample]] = {family: [] for family in families.FAMILIES}
     for family, sample in _read(report):
         found[family].append(sample)
-    for family, values in _counted(report.counters, daemon_of(report)).items():
-        found[family] = [Sample((label,) if family.labels else (), value) for label, value in values.items()]
+    found |= counted(report)
     return {family: those for family, those in found.items() if those}
+
+
+def counted(report: Report) -> dict[Family, list[Sample]]:
+    """Those that are made from the report's counters, which are few however many nodes there are."""
+    return {
+        family: [Sample((label,) if family.labels else (), value) for label, value in values.items()]
+        for family, values in _sums(report.counters, daemon_of(report)).items()
+    }
 
 
 def delivered_by_node(report: BalancerReport) -> dict[str, int]:
@@ -93,8 +100,8 @@ def _of_node(service: ServiceReport, node: NodeReport) -> _Read:
             yield family, Sample(labels, value)
 
 
-def _counted(counters: Mapping[str, int], daemon: str) -> dict[Family, dict[str, int]]:
-    """Their sums by family and label."""
+def _sums(counters: Mapping[str, int], daemon: str) -> dict[Family, dict[str, int]]:
+    """By family and label."""
     sums = {
         family: dict.fromkeys(family.counted.values(), 0)
         for family in families.COUNTED

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from common.net.interfaces import interfaces
 from common.net.routes import route_mtu
 from common.reports import ChannelReport, CheckReport, Report
 from l3dsr import sockets, text
-from l3dsr.doctor import facts, firewall, host, path
-from l3dsr.doctor.finding import Finding, Level, warning
-from l3dsr.doctor.subject import Subject, as_running, configured, is_of
+from l3dsr.doctor import facts, firewall, host, legacy_tables, nftables, path
+from l3dsr.doctor.finding import Finding, Level, fault, warning
+from l3dsr.doctor.subject import Subject, as_running, configured, is_of, unconfigured
 from l3dsr.options import Parser
 
 ANSWER_SECONDS = 5.0
@@ -46,13 +46,24 @@ def run(options: argparse.Namespace) -> int:
     for daemon in _daemons(options, answers):
         place = next((place for place, answer in answers.items() if _is_from(daemon, place, answer)), None)
         answer = answers[place] if place else None
-        subject = configured(daemon, options.config)
-        if isinstance(answer, Report):
-            subject = as_running(subject, answer)
-        findings = list(examined(subject, answer, place))
+        subject, findings = _subject(daemon, options.config, answer)
+        findings += examined(subject, answer, place)
         _print(daemon, findings, is_json=options.json)
         is_sound = is_sound and all(finding.level is not Level.FAULT for finding in findings)
     return 0 if is_sound else 1
+
+
+def _subject(
+    daemon: str, file: Path | None, answer: Report | ControlError | None
+) -> tuple[Subject, list[Finding]]:
+    """And what is wrong with its file: a daemon that runs is examined without. `ConfigError` if none does."""
+    if not isinstance(answer, Report):
+        return configured(daemon, file), []
+    try:
+        return as_running(configured(daemon, file), answer), []
+    except ConfigError as error:
+        change = "correct it: the daemon runs on, but a reload and its next start are refused"
+        return as_running(unconfigured(daemon), answer), [fault("configuration", str(error), change)]
 
 
 def examined(subject: Subject, answer: Report | ControlError | None, place: Path | None) -> Iterator[Finding]:
@@ -66,6 +77,7 @@ def examined(subject: Subject, answer: Report | ControlError | None, place: Path
     yield from host.own_addresses(subject, there)
     yield from host.key_file(subject)
     yield from _firewall(subject)
+    yield from host.conntrack(facts.sysctl, subject)
     yield from host.forwarding(facts.sysctl, there)
     if subject.is_balancer:
         yield from path.mtu(subject, route_mtu, facts.echoes)
@@ -90,7 +102,7 @@ def _answers(options: argparse.Namespace) -> dict[Path, Report | ControlError]:
     found: dict[Path, Report | ControlError] = {}
     for place in sockets.of_both(options):
         try:
-            (found[place],) = sockets.reports([place], within=ANSWER_SECONDS)
+            (found[place],) = sockets.reports([place], within=ANSWER_SECONDS).values[place]
         except NotRunningError:
             continue
         except ControlError as error:
@@ -118,11 +130,19 @@ def _daemons(options: argparse.Namespace, answers: dict[Path, Report | ControlEr
     return found
 
 
-def _firewall(subject: Subject) -> Iterable[Finding]:
+def _firewall(subject: Subject) -> Iterator[Finding]:
+    unseen = "run `sudo l3dsr doctor`"
+    legacy: list[legacy_tables.LegacyChain] = []
     try:
-        return firewall.rules(*facts.ruleset(left_out=firewall.OURS), subject)
+        legacy += legacy_tables.chains()
     except HostError as error:
-        return [warning("firewall", f"not checked: {error}", "run `sudo l3dsr doctor`")]
+        yield warning("firewall", f"iptables-legacy is not checked: {error}", unseen)
+    try:
+        objects, unread = facts.ruleset(left_out=nftables.OURS)
+    except HostError as error:
+        yield warning("firewall", f"not checked: {error}", unseen)
+    else:
+        yield from firewall.rules(objects, unread, legacy, subject)
 
 
 def _asked(place: Path, do: str, kind: Any) -> list[Any]:

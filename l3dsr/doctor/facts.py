@@ -8,7 +8,8 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,12 +129,28 @@ def _listed(what: str, *, in_json: bool) -> str:
         library.nft_ctx_output_set_flags(context, _NFT_JSON if in_json else 0)
         library.nft_ctx_buffer_output(context)
         library.nft_ctx_buffer_error(context)
-        if library.nft_run_cmd_from_buffer(context, f"list {what}".encode()) != 0:
+        with _standard_error_unheard():
+            result = library.nft_run_cmd_from_buffer(context, f"list {what}".encode())
+        if result != 0:
             raise HostError("nftables does not tell its rules")
         text: bytes = library.nft_ctx_get_output_buffer(context) or b""
         return text.decode(errors="replace")
     finally:
         library.nft_ctx_free(context)
+
+
+@contextmanager
+def _standard_error_unheard() -> Iterator[None]:
+    """libxtables, which reads rules of iptables, complains there whatever it is told."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def connects(endpoint: Endpoint, seconds: float = 2.0) -> str:
@@ -148,22 +165,22 @@ def connects(endpoint: Endpoint, seconds: float = 2.0) -> str:
 def echoes(address: IPv4Address, size: int, seconds: float = 1.0) -> bool:
     """Whether an ICMP echo of ``size`` bytes, IP header included, is answered; it is not fragmented.
 
-    `HostError` where that cannot be tried.
+    `HostError` where this host lets none out, `PermissionError` without CAP_NET_RAW.
     """
     mark = os.urandom(4)
     body = mark.ljust(size - ipv4.HEADER_SIZE - _ECHO_HEADER.size, b"\0")
     header = _ECHO_HEADER.pack(_ICMP_ECHO, 0, 0, os.getpid() & 0xFFFF, 1)
     check = checksum.compute(header + body)
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, ipv4.PROTOCOL_ICMP) as echo:
-            echo.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, ipv4.PROTOCOL_ICMP) as echo:
+        echo.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+        try:
             echo.connect((str(address), 0))
             echo.send(header[:2] + check.to_bytes(2, "big") + header[4:] + body)
             return _is_answered(echo, mark, time.monotonic() + seconds)
-    except PermissionError:
-        raise HostError("needs root") from None
-    except OSError:  # too large for the link, or an error came back
-        return False
+        except PermissionError:
+            raise HostError("a rule of this host's firewall drops it") from None
+        except OSError:  # too large for the link, or an error came back
+            return False
 
 
 def _is_answered(echo: socket.socket, mark: bytes, end: float) -> bool:

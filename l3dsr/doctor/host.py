@@ -14,6 +14,8 @@ from l3dsr.doctor.subject import Subject
 _OLDEST_EBPF, _OLDEST_TCX, _OLDEST_OWNER = (5, 17), (6, 6), (5, 12)
 _STRICT = "1"
 _TUN_PREFIX = "l3dsr"
+_CONNTRACK = "net/netfilter/nf_conntrack"
+_NEARLY_FULL = 0.9
 
 
 def privileges(effective: int) -> Iterator[Finding]:
@@ -49,7 +51,8 @@ def kernel(found: Kernel) -> Iterator[Finding]:
             "run `apt install libbpf1`",
         )
     else:
-        how = "TCX" if found.has_tcx else f"clsact filters, TCX from Linux {_text(_OLDEST_TCX)} on"
+        has_tcx = found.has_tcx or version >= _OLDEST_TCX  # who may not ask is told no
+        how = "TCX" if has_tcx else f"clsact filters, TCX from Linux {_text(_OLDEST_TCX)} on"
         btf = "with BTF" if found.has_btf else "without BTF: listeners cannot adopt connections"
         yield ok("kernel", f"Linux {found.release}, programs attached by {how}, {btf}")
     if not found.has_tun:
@@ -96,15 +99,39 @@ def rp_filter(sysctl: Sysctl, interfaces: Iterable[Interface], subject: Subject)
         and everywhere == "0"
         and not interface.is_loopback
     ]
-    if strict and not subject.is_balancer:
+    own = [name for name in strict if name.startswith(_TUN_PREFIX)]
+    if own:
+        yield fault(
+            "rp_filter",
+            f"strict on {', '.join(own)}, the daemon's own: what it sends is dropped",
+            _loosened(own),
+        )
+    elif strict and not subject.is_balancer:
         yield warning(
             "rp_filter",
             f"strict on {', '.join(strict)}: clients' packets come from the balancer, and are dropped where"
             " the way back to a client is another interface",
-            " && ".join(f"sysctl -w net.ipv4.conf.{_dotted(name)}.rp_filter=2" for name in strict),
+            _loosened(strict),
         )
     else:
         yield ok("rp_filter", "not strict where it matters")
+
+
+def _loosened(names: Iterable[str]) -> str:
+    commands = (f"sysctl -w net.ipv4.conf.{_dotted(name)}.rp_filter=2" for name in names)
+    return f"run `{' && '.join(commands)}`"
+
+
+def conntrack(sysctl: Sysctl, subject: Subject) -> Iterator[Finding]:
+    """A full table drops whatever is new: on engine raw each connection, which passes netfilter."""
+    tracked, most = sysctl(f"{_CONNTRACK}_count"), sysctl(f"{_CONNTRACK}_max")
+    if tracked and most and int(tracked) > _NEARLY_FULL * int(most):
+        severity = warning if subject.engine == "ebpf" else fault
+        yield severity(
+            "conntrack",
+            f"{tracked} of {most} connections are tracked: what is new is dropped when that is all",
+            f"run `sysctl -w {_CONNTRACK.replace('/', '.')}_max={2 * int(most)}`, or track less (notrack)",
+        )
 
 
 def forwarding(sysctl: Sysctl, interfaces: Iterable[Interface]) -> Iterator[Finding]:

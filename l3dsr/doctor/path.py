@@ -4,7 +4,9 @@ What the daemons say of it comes from the balancer's channel and health checks; 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
+from typing import TypeVar
 
 from common.config import Endpoint
 from common.control_client import ControlError, NotAllowedError
@@ -18,10 +20,14 @@ from l3dsr.doctor.subject import Subject
 HANDOFF_SIZE = ipv4.HEADER_SIZE + handoff.HEADER_SIZE + handoff.MAX_PAYLOAD
 """Bytes of the largest one, IP header included."""
 _SMALL_ECHO = 84
+_TRIALS = 32
+"""At the same time."""
 _MAX_CLOCK_OFFSET, _SUSPICIOUS_CLOCK_OFFSET = float(handoff.MAX_AGE_SECONDS), 5.0
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _OK, _UNDECIDED, _TIME_REFUSED = "ok", "unknown", "time refused"
 _CURES = {
-    "node_unreachable": "see that the node is up and that this host has a route to its bridge address",
+    "node_unreachable": "see that the node is up, and that this host has a route there and may use it",
     "bridge_silent": "start the packetbridge on the node, and let TCP to its bridge address pass",
     "tag_refused": "put the same key file on both, and set both clocks (NTP)",
     "backend_refused": "start the server on the node, or correct the backend of the packetbridge",
@@ -52,20 +58,32 @@ def not_answering(error: ControlError) -> Iterator[Finding]:
 def mtu(
     subject: Subject, route_mtu: Callable[[IPv4Address], int], echoes: Callable[[IPv4Address, int], bool]
 ) -> Iterator[Finding]:
-    """Both functions may raise `HostError`."""
-    for name, address in subject.nodes.items():
+    """Both functions may raise `HostError`, the second one `PermissionError` too."""
+
+    def tried(node: tuple[str, IPv4Address]) -> list[Finding]:
+        name, address = node
         try:
             size = min(route_mtu(address), HANDOFF_SIZE)
         except HostError as error:
-            yield fault("mtu", f"{name}: {error}", "add a route, or correct the node's address")
-            continue
-        if size < HANDOFF_SIZE:
-            yield warning(
-                "mtu",
-                f"{name}: packets of {size} bytes at most; the MSS that clients are offered shrinks",
-                f"raise the MTU on the way to {address} to {HANDOFF_SIZE}, if it can be",
-            )
-        yield _echoed(name, address, size, echoes)
+            return [fault("mtu", f"{name}: {error}", "add a route, or correct the node's address")]
+        echoed = _echoed(name, address, size, echoes)
+        if size == HANDOFF_SIZE:
+            return [echoed]
+        shrunk = warning(
+            "mtu",
+            f"{name}: packets of {size} bytes at most; the MSS that clients are offered shrinks",
+            f"raise the MTU on the way to {address} to {HANDOFF_SIZE}, if it can be",
+        )
+        return [shrunk, echoed]
+
+    for findings in _at_once(tried, subject.nodes.items()):
+        yield from findings
+
+
+def _at_once(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """In their order. Those that do not answer take their time together."""
+    with ThreadPoolExecutor(_TRIALS) as threads:
+        yield from threads.map(work, items)
 
 
 def _echoed(
@@ -78,8 +96,10 @@ def _echoed(
             return warning(
                 "mtu", f"{name}: not tried, as {address} does not answer a ping", "let it answer ICMP echo"
             )
+    except PermissionError:
+        return warning("mtu", f"{name}: not tried: needs root", "run `sudo l3dsr doctor`")
     except HostError as error:
-        return warning("mtu", f"{name}: not tried: {error}", "run `sudo l3dsr doctor`")
+        return warning("mtu", f"{name}: not tried: {error}", "let ICMP echo to nodes out")
     return fault(
         "mtu",
         f"{name}: packets of {size} bytes do not arrive at {address}, small ones do",
@@ -141,6 +161,9 @@ def _clock(channel: ChannelReport) -> Iterator[Finding]:
 
 
 def _dscp(channel: ChannelReport) -> Iterator[Finding]:
+    """What arrived before the channel broke tells nothing of now."""
+    if channel.state != _OK:
+        return
     for sent, seen in sorted(channel.dscp_seen.items()):
         if sent != seen:
             fate = "does not arrive" if seen is None else f"arrives as {text.tagged(seen)}"
@@ -171,9 +194,8 @@ def health(found: Iterable[CheckReport]) -> Iterator[Finding]:
 
 def backends(subject: Subject, connects: Callable[[Endpoint], str]) -> Iterator[Finding]:
     """``connects`` says why no connection can be made; nothing if one can."""
-    found = {vip.backend for vip in subject.vips if vip.backend is not None}
-    for backend in sorted(found):
-        reason = connects(backend)
+    found = sorted({vip.backend for vip in subject.vips if vip.backend is not None})
+    for backend, reason in zip(found, _at_once(connects, found), strict=True):
         if reason:
             yield fault(
                 "backend",

@@ -50,6 +50,11 @@ def configured(daemon: str, file: Path | None) -> Subject:
     raise ConfigError(f"{daemon!r} is neither {BALANCER} nor {PACKETBRIDGE}")
 
 
+def unconfigured(daemon: str) -> Subject:
+    """What is known without a file."""
+    return Subject(daemon, vips=(), bridge=None, nodes={}, key_file=None, adopt=False)
+
+
 def as_running(subject: Subject, report: Report) -> Subject:
     """What the running daemon says counts more than a file, which it may not have been started with."""
     if isinstance(report, BalancerReport):

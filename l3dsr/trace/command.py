@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import parse_number
+from common.config import ConfigError, parse_number
 from common.control_client import ControlError
 from common.net.errors import HostError
 from common.wire import tcp
@@ -22,6 +22,7 @@ from l3dsr.trace.passage import Passage, Passing, wait
 from l3dsr.trace.scope import Leg, Scope
 
 POLL_SECONDS = 0.2
+_STANDARD_OUTPUT = Path("-")
 _LINKTYPE_RAW = 101
 """Packets begin with the IP header (LINKTYPE_RAW of pcap)."""
 
@@ -41,7 +42,11 @@ def add_options(parser: Parser) -> None:
         help=f"which packets, all of: {choice.GRAMMAR}; without any: all tagged",
     )
     parser.add_argument(
-        "-w", dest="file", metavar="FILE", type=Path, help="write a pcap file instead of lines"
+        "-w",
+        dest="file",
+        metavar="FILE",
+        type=Path,
+        help="write a pcap file instead of lines; -: to standard output",
     )
     parser.add_argument("-c", dest="count", metavar="N", help="end after so many packets")
     parser.add_argument("--time", metavar="S", help="end after so many seconds")
@@ -57,12 +62,12 @@ def run(options: argparse.Namespace) -> int:
     addresses = {*served.addresses(), *((wanted.client,) if wanted.client else ())}
     with ExitStack() as owned:
         is_stopped = owned.enter_context(_signals())
+        passage = owned.enter_context(closing(Passage(sorted(addresses))))
         show = (
             _to_file(options.file, owned)
             if options.file
             else _to_screen(SeqDeltas(lambda c: legs.ask_daemons(paths, c)))
         )
-        passage = owned.enter_context(closing(Passage(sorted(addresses))))
         shown = _show(passage, Chooser(wanted), served, show, count, seconds, is_stopped)
         passage.count_lost()
         packets = text.counted(shown, "packet")
@@ -72,7 +77,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _served(paths: list[Path]) -> Scope:
     try:
-        return scope.of_reports(sockets.reports(paths))
+        found = sockets.reports(paths)
+        found.complain("trace")
+        return scope.of_reports(report for reports in found.values.values() for report in reports)
     except ControlError as error:
         print(
             f"l3dsr trace: sequence numbers of one leg only, and no names of nodes: {error}", file=sys.stderr
@@ -114,7 +121,7 @@ def _to_screen(seq_deltas: SeqDeltas) -> Callable[[_Shown], None]:
         both: Both | None = None
         if segment.flags & tcp.SYN:
             if not shown.leg.is_to_client:
-                seq_deltas.begin(connection, segment.seq)
+                seq_deltas.begin(connection, segment.seq, has_node=shown.leg is not Leg.TO_VIP)
         elif (seq_delta := seq_deltas.of(connection)) is not None:
             both = legs.both(segment, shown.leg, seq_delta)
         carried = scope.handoff_in(segment) if shown.is_handoff else None
@@ -127,20 +134,36 @@ def _to_file(path: Path, owned: ExitStack) -> Callable[[_Shown], None]:
     """Packets as they passed, superpackets as such."""
     from scapy.utils import RawPcapWriter  # noqa: PLC0415 takes half a second
 
-    try:
-        writer = owned.enter_context(closing(RawPcapWriter(str(path), linktype=_LINKTYPE_RAW)))
+    is_piped = path == _STANDARD_OUTPUT
+    if is_piped and sys.stdout.isatty():
+        raise ConfigError("-w -: a pcap file is nothing for a terminal: name a file, or pipe it")
+    with _writing(path):
+        file = sys.stdout.buffer if is_piped else path.open("wb")
+        writer = RawPcapWriter(file, linktype=_LINKTYPE_RAW, sync=is_piped)
         writer.write_header(None)
-    except OSError as error:
-        raise HostError(f"cannot write {path}: {error.strerror}") from None
+        file.flush()
 
     def show(shown: _Shown) -> None:
         whole, fraction = divmod(shown.passing.time, 1)
-        try:
+        with _writing(path):
             writer.write_packet(shown.passing.data, sec=int(whole), usec=int(fraction * 1_000_000))
-        except OSError as error:
-            raise HostError(f"cannot write {path}: {error.strerror}") from None
 
+    def end() -> None:
+        with _writing(path):
+            file.flush() if is_piped else file.close()
+
+    owned.callback(end)
     return show
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # who reads has had enough
+        raise
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}") from None
 
 
 @contextmanager

@@ -15,13 +15,15 @@ from l3dsr import sockets
 from l3dsr.trace.scope import Connection, Leg
 
 MAX_CONNECTIONS = 4096
-RETRY_SECONDS = 1.0
+RETRY_SECONDS = 0.5
 """A flow whose seq delta was not known is asked for again, after so long."""
 QUESTIONS_PER_SECOND = 20
-ANSWER_SECONDS = 1.0
+ANSWER_SECONDS = 2.0
+"""A balancer waits a second for a node."""
 SILENCE_SECONDS = 5.0
 """For how long a daemon that did not answer is left alone."""
 SEQ_DELTA = "seq_delta"
+_UNASKED: tuple[float, int | None] = (float("-inf"), None)
 
 
 class Numbers(NamedTuple):
@@ -66,7 +68,7 @@ class SeqDeltas:
     def of(self, connection: Connection) -> int | None:
         """None where nobody has told it yet."""
         now = self._clock()
-        asked, seq_delta = self._known.get(connection, (float("-inf"), None))
+        asked, seq_delta = self._known.get(connection, _UNASKED)
         if seq_delta is not None or now < max(asked + RETRY_SECONDS, self._silent_until, self._next_question):
             return seq_delta
         self._next_question = max(self._next_question, now - 1) + 1 / QUESTIONS_PER_SECOND
@@ -80,9 +82,14 @@ class SeqDeltas:
             self._known.popitem(last=False)
         return seq_delta
 
-    def begin(self, connection: Connection, isn: int) -> None:
-        """A SYN or a handoff was seen; with another ISN than before it begins a new connection."""
-        if self._begun.get(connection, isn) != isn:
+    def begin(self, connection: Connection, isn: int, *, has_node: bool) -> None:
+        """A SYN or a handoff was seen; with another ISN than before it begins a new connection.
+
+        What was not known before it had a node is asked for again at its next packet.
+        """
+        if self._begun.get(connection, isn) != isn or (
+            has_node and self._known.get(connection, _UNASKED)[1] is None
+        ):
             self._known.pop(connection, None)
         self._begun[connection] = isn
         self._begun.move_to_end(connection)
@@ -93,13 +100,12 @@ class SeqDeltas:
 def ask_daemons(paths: Sequence[Path], connection: Connection) -> int | None:
     client, port = connection
     answers = sockets.ask_running(
-        paths, "flow", within=ANSWER_SECONDS, client=str(IPv4Address(client)), port=port
+        paths, "flow", FlowSide, within=ANSWER_SECONDS, client=str(IPv4Address(client)), port=port
     )
-    sides: list[FlowSide] = [
-        sockets.convert(value, FlowSide) for values in answers.values() for value in values
-    ]
-    for side in sides:
+    for side in (side for sides in answers.values.values() for side in sides):
         seq_delta = side.flow.details.get(SEQ_DELTA) if side.flow else None
         if isinstance(seq_delta, int):
             return seq_delta % seq.MODULUS
+    if answers.failures:
+        raise ControlError(answers.failures[0])
     return None

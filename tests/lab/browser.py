@@ -33,7 +33,10 @@ class Browser:
 
     def __init__(self, host: Host, url: str, *, width: int = 1280, height: int = 1250) -> None:
         with ExitStack() as failing:
-            profile = failing.enter_context(tempfile.TemporaryDirectory(prefix="l3dsr-browser-"))
+            # Processes of the browser may still write there when its first one has ended.
+            profile = failing.enter_context(
+                tempfile.TemporaryDirectory(prefix="l3dsr-browser-", ignore_cleanup_errors=True)
+            )
             commands, self._to = os.pipe()
             self._from, answers = os.pipe()
             # It reads from descriptor 3 and writes to 4.

@@ -12,7 +12,9 @@ import pytest
 from bpf import build
 from common.config import EBPF, RAW
 from lab import Lab
+from tests.lab import booted
 from tests.lab.crafted import Line, ghost, line_to
+from tests.lab.installation import Installation
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,6 +51,14 @@ def engine(request: pytest.FixtureRequest) -> str:
     if name == EBPF and (reason := build.reason_against()) is not None:
         pytest.skip(reason)
     return name
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """For machines with a systemd of their own."""
+    if (reason := booted.reason_against()) is not None:
+        pytest.skip(reason)
+    return Installation(tmp_path_factory.mktemp("installation"))
 
 
 @pytest.fixture(scope="module")

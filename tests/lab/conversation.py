@@ -70,7 +70,7 @@ def converse(
     for client in described:
         client["chunks"] = [chunk.decode("latin-1") for chunk in client["chunks"]]
     told = {"address": address, "port": 80, "pause": pause, "clients": described}
-    said = host.run([sys.executable, str(PROGRAM)], input=json.dumps(told), timeout=60).stdout
+    said = host.run([sys.executable, str(PROGRAM)], input=json.dumps(told), timeout=150).stdout
     return [
         Answer(answer["answer"].encode("latin-1"), answer["error"], answer["port"])
         for answer in json.loads(said)

@@ -9,11 +9,13 @@ from tests.lab.conversation import VIP
 NODE1 = "http://192.168.33.30"
 NODE2 = "http://192.168.33.31"
 NODE3 = "http://192.168.33.32"
+PATIENCE_SECONDS = 60
 
 
 def curl(host: Host, *arguments: str) -> str:
     """What curl writes. Raises LabError where it fails."""
-    return host.run(["curl", "-sS", "--max-time", "20", *arguments]).stdout
+    limit = ["--max-time", str(PATIENCE_SECONDS)]
+    return host.run(["curl", "-sS", *limit, *arguments], timeout=PATIENCE_SECONDS + 10).stdout
 
 
 def md5_of_download(host: Host, url: str, *arguments: str) -> str:

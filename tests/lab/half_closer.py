@@ -2,7 +2,7 @@
 
     python half_closer.py 192.168.33.30
 
-Of requests that begin with `GET /before` it reads one segment, answers and ends its side, and then reads all
+Of requests that begin with `GET /before` it reads the head, answers and ends its side, and then reads all
 that the client still says. Of others it reads everything first, and answers when the client has ended its
 side. The answer is always `HTTP/1.0 200 OK`, an empty line and what was read so far. Each connection is one
 line of its log: the number of bytes that came, and their md5.
@@ -28,7 +28,7 @@ def main() -> None:
 
 def serve(connection: socket.socket) -> str:
     try:
-        received = connection.recv(1 << 20)
+        received = read_head(connection)
         if received.startswith(b"GET /before"):
             connection.sendall(HEAD + received)
             connection.shutdown(socket.SHUT_WR)
@@ -39,6 +39,13 @@ def serve(connection: socket.socket) -> str:
     except OSError as error:
         return type(error).__name__
     return f"{len(received)} {hashlib.md5(received).hexdigest()}"
+
+
+def read_head(connection: socket.socket) -> bytes:
+    received = b""
+    while not received.endswith(b"\r\n\r\n") and (byte := connection.recv(1)):
+        received += byte
+    return received
 
 
 def read_on(connection: socket.socket, received: bytes) -> bytes:

@@ -12,7 +12,7 @@ def refused(host: Host, program: str, *options: str, by: tuple[str, ...] = ()) -
     Other daemons of the host may have begun to serve its TUN: they need a moment to notice that it has gone.
     """
     before = footprint(host)
-    done = host.run([*by, str(daemon_program(program)), *options], check=False, timeout=20)
+    done = host.run([*by, str(daemon_program(program)), *options], check=False, timeout=60)
     await_that(lambda: footprint(host) == before)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"{program}: ")

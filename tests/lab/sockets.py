@@ -21,7 +21,7 @@ from tests.lab.conversation import VIP_ADDRESS
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 30.0
 Result = TypeVar("Result")
 
 

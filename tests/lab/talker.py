@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 40.0
 
 
 class Talker:

@@ -53,7 +53,7 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
 
-    def read_until(self, condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    def read_until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
         """Raises LabError where it does not come about within ``seconds``."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -63,7 +63,7 @@ class Terminal:
                 )
             self._read(0.1)
 
-    def wait(self, seconds: float = 15.0) -> int:
+    def wait(self, seconds: float = 30.0) -> int:
         """The program's exit code, with all that it wrote in `output`."""
         self.read_until(lambda: self._child.poll() is not None, seconds)
         while self._read(0.0):

@@ -163,7 +163,7 @@ PATHS = {
     ),
     "no_route": OnPath(
         partial(at_router, hook="forward", rule="ip daddr BRIDGE reject with icmp type host-unreachable"),
-        {"health": (FAULT, "", "see that the node is up and that this host has a route")},
+        {"health": (FAULT, "", "see that the node is up, and that this host has a route")},
     ),
 }
 ROUNDS = [list(PATHS)[at : at + len(ALL)] for at in range(0, len(PATHS), len(ALL))]
@@ -193,7 +193,7 @@ def test_what_is_wrong_on_the_path_is_named_with_its_cure(sound_lab: Lab, names:
             ]
 
         try:
-            await_that(lambda: complaints() == [], 12)
+            await_that(lambda: complaints() == [], 30)
         finally:
             print("\n".join(complaints()))
     await_sound(sound_lab)

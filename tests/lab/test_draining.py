@@ -1,6 +1,5 @@
 """The operator's word on nodes, while they are checked and serve: weights, drains, maintenance."""
 
-import time
 from contextlib import ExitStack
 from itertools import count
 
@@ -16,8 +15,11 @@ from tests.lab.sockets import ask, await_that, connection, say
 
 pytestmark = pytest.mark.root
 
-SLOW = "/slow/file/400000/1m"
-"""Takes over two seconds."""
+LARGE = "/1m"
+SMALL_BUFFER = 1 << 15
+"""Of a client that reads nothing: the server has much left to send, however long that takes."""
+RARE = {"interval": 1.0, "timeout": 1.0}
+"""Checks are flows, too, for a moment."""
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,7 @@ def served_lab(lab: Lab) -> Lab:
 
 
 def start(lab: Lab) -> None:
-    """Checks are flows, too, for a moment, so they are rare."""
-    checked.start(lab, health={"interval": 1.0})
+    checked.start(lab, health=RARE)
 
 
 def answering(lab: Lab, number: int = 60) -> set[str]:
@@ -93,11 +94,11 @@ def test_a_restart_remembers_what_the_operator_said(served_lab: Lab) -> None:
 
 def test_a_drain_waits_for_the_last_flow_while_others_are_served(served_lab: Lab) -> None:
     """A download, and a connection that is kept and used."""
-    node = node_of(served_lab, SLOW)
+    node = node_of(served_lab, LARGE)
     kept_url = next(url for url in map("/kept/{}".format, count()) if node_of(served_lab, url) == node)
-    with connection(served_lab) as kept, connection(served_lab) as download:
+    with connection(served_lab) as kept, connection(served_lab, receive_buffer=SMALL_BUFFER) as download:
         assert ask(kept, kept_url).node == node
-        say(download, SLOW, "Connection: close")
+        say(download, LARGE, "Connection: close")
         received = len(download.recv(1 << 16))
         drain = served_lab.start_tool(served_lab.balancer, "drain", node, "--wait")
         drain.wait_for("2 flows left")
@@ -112,11 +113,24 @@ def test_a_drain_waits_for_the_last_flow_while_others_are_served(served_lab: Lab
         assert node not in answering(served_lab)
         assert ask(kept, kept_url).node == node
         assert drain.running
-    assert drain.wait(10) == 0
+    assert drain.wait() == 0
     assert drain.read_log().endswith(f"0 flows left\n{node}: the last flow is gone\n")
-    assert checked.nodes(served_lab)[node].flows == 0
+    await_that(lambda: checked.nodes(served_lab)[node].flows == 0)
     served_lab.tool(served_lab.balancer, "undrain", node)
-    assert node_of(served_lab, SLOW) == node
+    assert node_of(served_lab, LARGE) == node
+
+
+def test_a_drain_does_not_wait_for_health_checks(served_lab: Lab) -> None:
+    """Though one is under way at nearly any moment. The balancer has just started: it remembers no flow."""
+    daemon_of(served_lab.balancer).stop()
+    checked.start(served_lab, health={"path": "/slow/answer/0.9", "interval": 1.0, "timeout": 1.0})
+    await_that(lambda: checked.nodes(served_lab)["node1"].flows == 1)
+    with operated(served_lab, "drain", "node1", "undrain"):
+        served_lab.tool(served_lab.balancer, "drain", "node1", "--wait", "--timeout=20")
+        await_that(lambda: checked.nodes(served_lab)["node1"].flows == 1)
+    daemon_of(served_lab.balancer).stop()
+    start(served_lab)
+    await_all_up(served_lab)
 
 
 def test_a_drain_gives_up_after_its_timeout(served_lab: Lab) -> None:
@@ -159,7 +173,7 @@ def test_traffic_and_checks_go_on_without_the_channel(served_lab: Lab) -> None:
             )
             assert ask(client, "/through").node == node
             assert answering(served_lab) == set(checked.ALL)
-            assert all(check.ok for check in checked.checks(served_lab).values())
+            await_that(lambda: all(check.ok for check in checked.checks(served_lab).values()))
             with operated(served_lab, "drain", node, "undrain"):
                 arguments = ("drain", node, "--wait", "--timeout=1")
                 assert served_lab.tool(served_lab.balancer, *arguments, check=False).returncode == 1
@@ -172,9 +186,7 @@ def test_a_failed_check_is_found_without_the_channel(served_lab: Lab) -> None:
     with ruled(served_lab.router, "forward", "udp dport 19507 drop"):
         served_lab.nginx["node3"].stop()
         try:
-            began = time.monotonic()
             await_state(served_lab, "node3", "down")
-            assert time.monotonic() - began < 5
             assert checked.checks(served_lab)["node3"].failure == "backend_refused"
         finally:
             served_lab.nginx["node3"].start()

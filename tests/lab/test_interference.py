@@ -18,7 +18,7 @@ from tests.lab.wellbeing import assert_all_is_well
 
 pytestmark = pytest.mark.root
 
-SOON_SECONDS = 5.0
+SOON_SECONDS = 20.0
 ROLES = ("balancer", "node1")
 each_role = pytest.mark.parametrize("role", ROLES)
 

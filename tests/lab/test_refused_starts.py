@@ -108,6 +108,14 @@ def test_node_without_a_route(lab: Lab) -> None:
     assert said == "balancer: no route to 192.0.2.1 (No route to host): add one or correct the address\n"
 
 
+def test_one_of_several_nodes_without_a_route_is_said_and_keeps_nothing_back(lab: Lab) -> None:
+    with route(lab.balancer, "unreachable", "192.0.2.0/24"):
+        started = lab.start_balancer(nodes=["node1=192.168.33.20", "far=192.0.2.1"])
+    assert "WARNING: no route to 192.0.2.1 (No route to host): add one or" in started.read_log()
+    started.wait_for("INFO: no longer: no route to 192.0.2.1 ")
+    assert started.stop() == 0
+
+
 def test_path_mtu_too_small_for_a_handoff(lab: Lab) -> None:
     with route(lab.balancer, "192.0.2.0/24", "via", "10.33.0.1", "mtu", "611"):
         said = refused(lab.balancer, "balancer", "--insecure", *NODES, "--node=far=192.0.2.1")

@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from ipaddress import IPv4Address
 from itertools import count
 
@@ -77,6 +78,11 @@ def nodes_by_name(lab: Lab, service: str = WWW) -> dict[str, tuple[int | None, i
     return {node.name: (node.flows, node.handoffs) for node in found.nodes}
 
 
+def are_flows_of(lab: Lab, node: str, flows: dict[str, int]) -> bool:
+    """As its packetbridge says, by VIP."""
+    return {vip.vip: vip.flows for vip in packetbridge(lab, node).vips} == flows
+
+
 def handoffs(lab: Lab) -> Counter[str]:
     return Counter({name: handed for name, (_, handed) in nodes_by_name(lab).items()})
 
@@ -103,8 +109,7 @@ def test_flows_are_the_connections_that_are_open(lab: Lab, service: str) -> None
         held = Counter(node for _, node in made)
         await_that(lambda: {n: f for n, (f, _) in nodes_by_name(lab, service).items() if f} == held)
         for name in held:
-            said = {vip.vip: vip.flows for vip in packetbridge(lab, name).vips}
-            assert said == {**dict.fromkeys(DSCPS, 0), service: held[name]}
+            await_that(partial(are_flows_of, lab, name, {**dict.fromkeys(DSCPS, 0), service: held[name]}))
     await_that(lambda: {flows for flows, _ in nodes_by_name(lab, service).values()} == {0})
 
 
@@ -238,7 +243,7 @@ def test_the_live_screen_can_be_left_while_a_daemon_hangs(lab: Lab) -> None:
         try:
             terminal.read_until(lambda: any("said nothing for" in line for line in frame(terminal)))
             terminal.type(b"q")
-            assert terminal.wait(5) == 0
+            assert terminal.wait() == 0
         finally:
             daemon.send_signal(signal.SIGCONT)
 
@@ -270,8 +275,10 @@ def test_flows_are_listed_and_chosen_by_client_and_node(lab: Lab) -> None:
         assert listed("--client", OTHER_CLIENT) == set()
         for name, address in bridges.items():
             own = {flow for flow in mine if flow[2] == address}
-            assert own <= listed("--node", name) == listed("--node", address)
-            assert {flow[2] for flow in listed("--node", name)} <= {address}
+            for named in (name, address):
+                found = listed("--node", named)
+                assert found & mine == own
+                assert {flow[2] for flow in found} <= {address}
         port, name = made[0]
         page = lab.tool(lab.hosts[name], "flows", "--client", CLIENT).stdout
         assert f"{CLIENT}:{port}" in page
@@ -326,6 +333,31 @@ def test_a_direct_connection_and_an_unknown_one_are_no_flows(lab: Lab) -> None:
         for host, named in ((lab.balancer, port), (lab.hosts["node1"], port), (lab.balancer, 1)):
             unknown = lab.tool(host, "flow", f"{CLIENT}:{named}", check=False)
             assert (unknown.returncode, unknown.stdout) == (1, f"no flow of {CLIENT}:{named} is known\n")
+
+
+def test_a_connection_without_a_node_is_told_with_what_the_balancer_does_about_it(lab: Lab) -> None:
+    for said, state in ((b"", "verified"), (b"GET nowhere HTTP/1.1\r\n\r\n", "answered")):
+        port = next(PORTS)
+        with connection(lab, port=port) as client:
+            client.sendall(said)
+            assert said == b"" or client.recv(100).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+            page = lab.tool(lab.balancer, "flow", f"{CLIENT}:{port}").stdout
+            (side,) = lines_of(lab.tool(lab.balancer, "flow", f"{CLIENT}:{port}", "--json").stdout, FlowSide)
+        assert (side.side, side.node, side.flow.state, side.flow.node) == ("balancer", "", state, "")
+        assert side.flow.details.get("answer") == ("HTTP/1.1 400 Bad Request" if said else None)
+        assert page.rstrip().endswith("it has no node")
+
+
+@on_one_engine
+def test_nodes_and_vips_that_are_not_there_are_named(lab: Lab) -> None:
+    for host, wanted, complaint in (
+        (lab.balancer, ["flows", "--node", "node9"], "there is no node node9; there are node1, node2, node3"),
+        (lab.hosts["node1"], ["flows", "--node", "node1"], "192.168.33.20 is this one"),
+        (lab.balancer, ["flow", f"{CLIENT}:1", "--vip", "192.168.33.9"], f"; there are {WWW}, "),
+    ):
+        refused = lab.tool(host, *wanted, check=False)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert complaint in refused.stderr
 
 
 @on_one_engine

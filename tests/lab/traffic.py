@@ -83,6 +83,10 @@ class Traffic:
             *(request.error for request in bad if request.ended < began or request.begun > ended),
         ]
 
+    def count(self) -> int:
+        """Fresh requests so far."""
+        return len(self._requests)
+
     def slowest(self) -> float:
         """Seconds of the fresh request that took longest."""
         return max(request.ended - request.begun for request in self._requests)

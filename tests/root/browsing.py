@@ -35,7 +35,8 @@ def browse(url: str, seconds: int, *more: str) -> str:
     """What headless Chromium prints after that many seconds of virtual time on a page."""
     if shutil.which(_BROWSER[0]) is None:
         raise BrowserError("there is no chromium: apt-get install chromium")
-    with tempfile.TemporaryDirectory(prefix="l3dsr-browser-") as profile:
+    # Processes of the browser may still write there when its first one has ended.
+    with tempfile.TemporaryDirectory(prefix="l3dsr-browser-", ignore_cleanup_errors=True) as profile:
         command = [
             *_BROWSER,
             f"--user-data-dir={profile}",
@@ -43,7 +44,7 @@ def browse(url: str, seconds: int, *more: str) -> str:
             *more,
             url,
         ]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     if ended.returncode:
         raise BrowserError(f"chromium ended with {ended.returncode}: {ended.stderr[-500:]}")
     return ended.stdout

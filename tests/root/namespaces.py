@@ -19,7 +19,7 @@ class Namespace:
     def run(self, command: str) -> str:
         """A command's standard output; CalledProcessError if it fails."""
         arguments = ["ip", "netns", "exec", self.name, *command.split()]
-        return subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True, timeout=20).stdout
+        return subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -68,13 +68,13 @@ def three_hosts() -> Iterator[Hosts]:
 @contextmanager
 def _namespace(role: str) -> Iterator[Namespace]:
     namespace = Namespace(f"l3dsr-net-{os.getpid()}-{role}")
-    subprocess.run(["ip", "netns", "add", namespace.name], check=True, timeout=20)
+    subprocess.run(["ip", "netns", "add", namespace.name], check=True, timeout=60)
     try:
         namespace.run("sysctl -q -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
         namespace.run("ip link set lo up")
         yield namespace
     finally:
-        subprocess.run(["ip", "netns", "delete", namespace.name], check=True, timeout=20)
+        subprocess.run(["ip", "netns", "delete", namespace.name], check=True, timeout=60)
 
 
 def _link(one: Namespace, end: str, mac: bytes, other: Namespace, other_end: str, other_mac: bytes) -> None:

@@ -63,7 +63,7 @@ class Connection:
         self._vip, self._vip_port, self._port, self._index = vip, vip_port, port, index
         self._sent, self._got = seq.add(CLIENT_ISN, 1), seq.add(BALANCER_ISN, 1)
 
-    def ask(self, payload: bytes, patience: float = 5.0) -> bytes:
+    def ask(self, payload: bytes, patience: float = 20.0) -> bytes:
         """What the server answers. `TimeoutError`, or `ConnectionResetError` for a RST as the VIP."""
         asked = self._first(payload) if self._sent == seq.add(CLIENT_ISN, 1) else self._data(payload)
         end = time.monotonic() + patience
@@ -82,7 +82,7 @@ class Connection:
                     return came.payload
         raise TimeoutError
 
-    def close(self, patience: float = 5.0) -> None:
+    def close(self, patience: float = 20.0) -> None:
         """FIN both ways."""
         end = time.monotonic() + patience
         while time.monotonic() < end:
@@ -93,6 +93,10 @@ class Connection:
                 self._client.send(self._data(b""))
                 return
         raise TimeoutError
+
+    def acknowledge(self) -> None:
+        """All that has come so far."""
+        self._client.send(self._data(b""))
 
     def reset(self) -> None:
         self._client.send(self._data(b"")._replace(flags=tcp.RST))

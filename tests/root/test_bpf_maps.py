@@ -3,7 +3,6 @@
 import os
 import random
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -166,26 +165,6 @@ def test_array_has_all_indexes_and_no_others(loaded: BpfObject) -> None:
         slots.update(65537, b"ab")
 
 
-def test_whole_lookup_table_is_written_at_once_and_in_short_time(loaded: BpfObject) -> None:
-    slots = ArrayMap(loaded.map("slots"))
-    values = b"".join(number(at % 60_000, 2) for at in range(65537))
-    begin = time.process_time()
-    slots.update_batch(values)
-    assert time.process_time() - begin < 0.2
-    assert [slots.lookup(at) for at in (0, 1, 59_999, 60_000, 65536)] == [
-        number(at, 2) for at in (0, 1, 59_999, 0, 5536)
-    ]
-
-
-def test_part_of_an_array_is_written_where_it_belongs(loaded: BpfObject) -> None:
-    slots = ArrayMap(loaded.map("slots"))
-    slots.update_batch(b"aabbcc", first=65534)
-    assert [slots.lookup(at) for at in range(65533, 65537)] == [b"\0\0", b"aa", b"bb", b"cc"]
-    for values, first in ((b"aabbcc", 65535), (b"odd", 0), (b"aa", -1)):
-        with pytest.raises(IndexError):
-            slots.update_batch(values, first)
-
-
 def test_counters_of_all_cpus_are_summed(loaded: BpfObject) -> None:
     counters = PerCpuArray(loaded.map("counters"))
     home = os.sched_getaffinity(0)
@@ -210,7 +189,8 @@ def test_published_generation_is_seen_as_a_whole_and_replaced_by_the_next(loaded
     assert run_packet(program, PACKET).verdict == -7
     for first in (11, 12):
         inner = maps.create_array("generation", 4, 3)
-        ArrayMap(inner).update_batch(number(first) * 3)
+        for index in range(3):
+            ArrayMap(inner).update(index, number(first))
         generations.publish(0, inner)
         assert generations.inner_id(0) == maps.describe(inner).id
         os.close(inner)

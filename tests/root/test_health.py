@@ -4,6 +4,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -69,7 +70,7 @@ class Backend:
                 self._serve(connection)
 
     def _serve(self, connection: socket.socket) -> None:
-        connection.settimeout(2)
+        connection.settimeout(5)
         connection.recv(4096)
         self.served += 1
         body = b"x" * 3000
@@ -110,7 +111,7 @@ class Checked:
         """Verdicts, once the channel knows what it will know."""
 
         async def check() -> None:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 async with trio.open_nursery() as nursery:
                     for task in (self._node.engine.loop.run, *self._node.engine.tasks):
                         nursery.start_soon(task)
@@ -204,8 +205,14 @@ def test_checks_of_a_healthy_node_pass_and_leave_no_socket_behind(
     results = start().first(10)
     assert [result.text for result in results] == ["status 200"] * 10
     assert backend.served >= 10
-    assert hosts.server.run("ss -Htan sport = :8080").split()[:1] == ["LISTEN"]
-    assert len(hosts.server.run("ss -Htan sport = :8080").splitlines()) == 1
+    end = time.monotonic() + 20
+    while sockets_at_backend(hosts) != ["LISTEN"]:
+        assert time.monotonic() < end
+
+
+def sockets_at_backend(hosts: Hosts) -> list[str]:
+    """Their states."""
+    return [line.split()[0] for line in hosts.server.run("ss -Htan sport = :8080").splitlines()]
 
 
 @on_one_plane
@@ -221,7 +228,7 @@ def test_status_of_the_backend_counts(start: Callable[..., Checked], backend: Ba
 def test_backend_that_does_not_run_is_a_refusal(start: Callable[..., Checked]) -> None:
     (result,) = start().first()
     assert result.failure is Failure.BACKEND_REFUSED
-    assert result.seconds < 0.3
+    assert result.seconds < CHECK.timeout / 2
 
 
 @on_one_plane

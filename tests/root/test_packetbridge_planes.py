@@ -125,8 +125,27 @@ async def running(started: PacketbridgeEngine) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-async def ask(connection: Connection, payload: bytes, patience: float = 5.0) -> bytes:
+async def comes_about(is_so: Callable[[], bool]) -> None:
+    """Within the time that a conversation may take."""
+    while not is_so():  # noqa: ASYNC110 - whatever a test waits for
+        await trio.sleep(0.01)
+
+
+async def ask(connection: Connection, payload: bytes, patience: float = 20.0) -> bytes:
     return await trio.to_thread.run_sync(connection.ask, payload, patience)
+
+
+async def acknowledged(connection: Connection) -> None:
+    """The server's kernel has nothing left to send."""
+
+    def unacknowledged() -> bool:
+        shown = subprocess.run(
+            ["ss", "-Htn", f"( sport = :{PORT} )"], capture_output=True, text=True, check=True, timeout=20
+        )
+        return any(line.split()[2] != "0" for line in shown.stdout.splitlines())
+
+    connection.acknowledge()
+    await comes_about(lambda: not unacknowledged())
 
 
 def run(
@@ -279,8 +298,7 @@ def test_flows_that_have_closed_are_not_counted(start: Start, site: Site, client
             assert await ask(flow, b"one") == b"8080 one"
         assert started.flows_of_vips() == {1: 3}
         await trio.to_thread.run_sync(flows[0].close)
-        await trio.sleep(0.1)
-        assert started.flows_of_vips() == {1: 2}
+        await comes_about(lambda: started.flows_of_vips() == {1: 2})
         assert started.engine.sizes()["flows"] == 3
 
     run(start, site, [SERVICE], conversation)
@@ -295,8 +313,7 @@ def test_flow_that_its_client_has_reset_is_not_counted(
         flow = client.connection(VIP, 4001)
         assert await ask(flow, b"one") == b"8080 one"
         flow.reset()
-        await trio.sleep(0.1)
-        assert started.flows_of_vips() == {1: 0}
+        await comes_about(lambda: started.flows_of_vips() == {1: 0})
 
     run(start, site, [SERVICE], conversation)
 
@@ -310,7 +327,10 @@ def test_flow_is_reported(start: Start, site: Site, client: TaggedClient) -> Non
         assert (found.client, found.client_port, found.vip_index) == ("10.98.1.1", 4001, 1)
         assert found.node == "10.98.1.2"
         assert found.state in ("established", "adopted")
-        assert (found.age < 5, found.idle < 5) == (True, True)
+        assert found.age is not None
+        assert found.age < 60
+        assert found.idle is not None
+        assert found.idle < 60
         expected = {
             "vip": "10.99.0.1:80",
             "backend": "10.98.1.2:8080",
@@ -371,7 +391,7 @@ DAMAGES: dict[str, Callable[[Hosts], object]] = {
 EXPOSING = "all rules deleted"
 """Replies reach the client in the backend's name until the rules are back, and are answered with a RST."""
 RETRANSMISSION = 0.2
-"""Seconds, of the server's reply, which the client acknowledges with its next request only."""
+"""Seconds, of the server's reply, which the client acknowledges with its next request, or when it is told."""
 OF_RAW_ALONE = ("TUN down and up", "rule deleted", "all routes through the TUN deleted")
 """Programs need no routes."""
 ENGINES_DAMAGED = [
@@ -389,6 +409,8 @@ def test_what_somebody_has_removed_is_put_back(
     async def conversation(started: PacketbridgeEngine) -> None:
         flow = client.connection(VIP, 4001)
         assert await ask(flow, b"one") == b"8080 one"
+        if damage == EXPOSING:
+            await acknowledged(flow)
         DAMAGES[damage](hosts)
         if damage == EXPOSING:
             hosts.middle.run("ip rule add pref 32766 lookup main")
@@ -414,9 +436,10 @@ def test_programs_that_somebody_has_detached_are_put_back(
         assert await ask(flow, b"one") == b"8080 one"
         links = list(site.state_dir.glob("bpf/packetbridge-*/link_*"))
         assert len(links) == 5  # two at each interface, one at the TUN
+        await acknowledged(flow)  # or its reply would come again, in the backend's name
         for link in links:
             hosts.middle.run(f"bpftool link detach pinned {link}")
-        with pytest.raises(TimeoutError):  # the reply that is not acknowledged comes again after a second
+        with pytest.raises(TimeoutError):
             await ask(flow, b"two", SOON / 4)
         assert started.engine.tend() != []
         assert started.engine.tend() == []

@@ -3,6 +3,7 @@
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
@@ -53,6 +54,13 @@ class Node:
         self._thread.join()
         self._tap.close()
         self._raw.close()
+
+    def await_ends(self, count: int) -> None:
+        """Until so many checks have ended their connections."""
+        end = time.monotonic() + 20
+        while sum(packet[TCP].flags == "RA" for packet in self.heard) < count:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
     def _run(self) -> None:
         while not self._is_over:
@@ -105,7 +113,7 @@ def node(hosts: Hosts, play: Play) -> Iterator[Node]:
         yield playing
 
 
-def target(address: IPv4Address = SERVER, source: IPv4Address | None = None, timeout: float = 1.0) -> Target:
+def target(address: IPv4Address = SERVER, source: IPv4Address | None = None, timeout: float = 3.0) -> Target:
     request = make_request("/health", str(VIP), "1.0")
     check = Check(VIP.packed, 80, 1, address.packed, request, (range(200, 400),), timeout)
     return Target("n1", check, 0.1, source)
@@ -131,7 +139,7 @@ class Checking:
         """The first ones."""
 
         async def check() -> None:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.prober.run)
                     self.prober.set_targets(targets)
@@ -161,7 +169,7 @@ def test_healthy_node_passes_and_the_kernel_says_nothing_of_its_own(hosts: Hosts
     with node(hosts, spliced()) as playing:
         checking = Checking(hosts)
         results = checking.verdicts(target(timeout=8.0), count=5)
-        trio.run(trio.sleep, 0.1)
+        playing.await_ends(5)
     assert [(result.ok, result.text) for result in results] == [(True, "status 200")] * 5
     assert {(index, address) for index, address, _ in checking.results} == {(1, SERVER.packed)}
     heard = [(packet.src, packet.tos, str(packet[TCP].flags)) for packet in playing.heard]
@@ -173,6 +181,12 @@ def test_healthy_node_passes_and_the_kernel_says_nothing_of_its_own(hosts: Hosts
     assert min(ports) >= FIRST_PORT
     assert per_check.count("RA") == len(ports)
     assert "l3dsr" not in hosts.client.run("nft list tables")
+
+
+def test_first_check_comes_soon_however_long_the_interval(hosts: Hosts) -> None:
+    with node(hosts, spliced()):
+        (result,) = Checking(hosts).verdicts(target(timeout=8.0)._replace(interval=3600.0))
+    assert result.ok
 
 
 def test_node_without_packetbridge_is_told_from_a_silent_one(hosts: Hosts) -> None:
@@ -194,7 +208,7 @@ def test_router_that_knows_no_way_makes_the_node_unreachable_at_once(hosts: Host
     (result, *_) = Checking(hosts).verdicts(target(IPv4Address("10.98.7.7"), timeout=5.0))
     assert result.failure is Failure.NODE_UNREACHABLE
     assert result.text == "there is no such host, says 10.98.1.2 (ICMP type 3 code 1)"
-    assert result.seconds < 1.0
+    assert result.seconds < 2.5
 
 
 def test_neighbour_that_does_not_answer_is_unreachable_by_the_kernels_own_word(hosts: Hosts) -> None:
@@ -223,7 +237,7 @@ def test_silence_is_explained_by_what_the_channel_says_of_this_very_flow(hosts: 
     with node(hosts, silent) as playing:
         checking = Checking(hosts, Hearsay(flow=Knowledge.SPLICED, bytes_to_client=300))
         (result, *_) = checking.verdicts(target(timeout=0.4))
-        trio.run(trio.sleep, 0.1)
+        playing.await_ends(1)
     assert result.failure is Failure.ANSWER_LOST
     first = playing.heard[0]
     assert checking.asked[0] == ("n1", CLIENT.packed, first[TCP].sport)
@@ -245,9 +259,13 @@ def test_node_at_an_address_of_this_host_is_not_checked_and_that_is_said(hosts: 
     checking = Checking(hosts)
 
     async def check() -> None:
-        with trio.move_on_after(0.5):
-            checking.prober.set_targets([target(CLIENT)])
-            await checking.prober.run()
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                checking.prober.set_targets([target(CLIENT)])
+                nursery.start_soon(checking.prober.run)
+                while not checking.prober.problems():  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
 
     with hosts.client.entered():
         trio.run(check)
@@ -272,7 +290,7 @@ def test_answers_that_come_by_a_new_interface_are_taken_once_it_is_followed(host
     checking = Checking(hosts)
 
     async def check() -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(checking.prober.run)
                 checking.prober.set_targets([target()])
@@ -298,7 +316,7 @@ def test_checks_go_on_after_an_interface_was_down(hosts: Hosts) -> None:
     checking = Checking(hosts)
 
     async def check() -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(checking.prober.run)
                 checking.prober.set_targets([target()])
@@ -321,12 +339,16 @@ def test_second_prober_with_the_same_address_is_refused_and_says_why(hosts: Host
     first, second = Checking(hosts), Checking(hosts)
 
     async def check() -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for checking in (first, second):
                     checking.prober.set_targets([target()])
-                    nursery.start_soon(checking.prober.run)
-                    await trio.sleep(0.6)
+                nursery.start_soon(first.prober.run)
+                await first.more(2)
+                nursery.start_soon(second.prober.run)
+                while not second.prober.problems():  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                await first.more(2)
                 nursery.cancel_scope.cancel()
 
     with node(hosts, spliced()), hosts.client.entered():
@@ -341,13 +363,13 @@ def test_targets_may_change_while_checks_are_under_way(hosts: Hosts) -> None:
     checking = Checking(hosts)
 
     async def check() -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(checking.prober.run)
                 for _ in range(200):
                     checking.prober.set_targets([target(), target(IPv4Address("10.98.2.3"))])
                     await trio.sleep(0.001)
-                    checking.prober.set_targets([target(timeout=0.9)])
+                    checking.prober.set_targets([target(timeout=2.9)])
                     await trio.sleep(0.001)
                 checking.prober.set_targets([])
                 await trio.sleep(0.1)

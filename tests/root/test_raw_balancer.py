@@ -29,7 +29,7 @@ from tests.root.namespaces import CLIENT, CLIENT_MAC, MIDDLE, MIDDLE_MAC, SERVER
 pytestmark = pytest.mark.root
 
 GET = b"GET /film/1.ts HTTP/1.1\r\nHost: v\r\n\r\n"
-SECONDS = 10.0
+SECONDS = 60.0
 """In which a test must be through."""
 
 
@@ -68,7 +68,7 @@ class Running:
         client = await self.connect(port)
         await client.send(GET)
         number = client.getsockname()[1].to_bytes(2, "big")
-        with trio.move_on_after(2):
+        with trio.move_on_after(15):
             while True:
                 await trio.lowlevel.wait_readable(self._at_node)
                 packet = self._at_node.recv(65536)
@@ -76,6 +76,11 @@ class Running:
                     client.close()
                     return True
         return False
+
+    async def has_node(self, client_port: int, vip_index: int) -> None:
+        """Wait until the client's connection has one."""
+        while not (found := self.engine.find(CLIENT.packed, client_port, vip_index)) or not found.node:  # noqa: ASYNC110
+            await trio.sleep(0.005)
 
     async def refuses(self, port: int) -> bool:
         try:
@@ -257,8 +262,9 @@ def test_a_client_in_the_middle_of_an_answer_is_reset_when_its_node_is_forgotten
     async def scenario(running: Running) -> None:
         client = await running.connect()
         await client.send(GET)
-        await trio.sleep(0.05)
-        flow = running.engine.find(CLIENT.packed, client.getsockname()[1], 1)
+        port = client.getsockname()[1]
+        await running.has_node(port, 1)
+        flow = running.engine.find(CLIENT.packed, port, 1)
         assert flow is not None
         number = (flow.details["isn"], flow.details["next_seq"])
         assert isinstance(number[0], int)
@@ -286,11 +292,10 @@ def test_a_client_in_the_middle_of_an_answer_is_reset_when_its_node_is_forgotten
 
 async def forget(running: Running, client: trio.socket.SocketType) -> None:
     """The client's node, as soon as its flow is known."""
-    while running.engine.find(CLIENT.packed, client.getsockname()[1], 1) is None:  # noqa: ASYNC110
-        await trio.sleep(0.005)
+    await running.has_node(client.getsockname()[1], 1)
     running.engine.loop.send(running.balancer.forget_node(1, SERVER.packed))
 
 
 async def is_reset(client: trio.socket.SocketType) -> None:
-    with client, trio.fail_after(2), pytest.raises(ConnectionResetError):
+    with client, trio.fail_after(15), pytest.raises(ConnectionResetError):
         await client.recv(1)

@@ -1,7 +1,11 @@
 """`l3dsr doctor` in a network namespace: faults put there are found, and go when its advice is followed."""
 
+import ctypes
+import errno
 import json
 import shlex
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -149,6 +153,42 @@ def test_tables_with_an_owner_are_named_and_ours_are_none_of_its_business(hosts:
             holder.communicate(timeout=10)
     found = [each["found"] for each in findings if each["check"] == "firewall"]
     assert found == ["table inet other belongs to a program and is not read here"]
+
+
+def replace_legacy_filter(forward_verdict: int) -> None:
+    """The table of iptables-legacy, without rules: struct ipt_replace of linux/netfilter_ipv4/ip_tables.h."""
+
+    def entry(target: bytes) -> bytes:
+        return struct.pack("=88xHH20x", 112, 112 + len(target)) + target
+
+    accept, forward = (struct.pack("=H30xi4x", 40, verdict) for verdict in (-2, forward_verdict))
+    error = struct.pack("=H29sx30s2x", 64, b"ERROR", b"ERROR")
+    entries = b"".join(map(entry, (accept, forward, accept, error)))
+    at = [0, 0, 152, 304, 0]
+    counters = ctypes.create_string_buffer(4 * 16)
+    head = struct.pack(
+        "@32s3I5I5IIP", b"filter", 0b1110, 4, len(entries), *at, *at, 4, ctypes.addressof(counters)
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as control:
+        control.setsockopt(socket.IPPROTO_IP, 64, head + entries)
+
+
+def test_a_policy_of_iptables_legacy_is_found(hosts: Hosts, files: Path) -> None:
+    drop, accept = -1, -2
+    with hosts.middle.entered():
+        try:
+            replace_legacy_filter(drop)
+        except OSError as error:
+            if error.errno in (errno.ENOPROTOOPT, errno.ENOENT):
+                pytest.skip("this kernel has no tables of iptables-legacy")
+            raise
+    _, findings = examined(hosts.middle, files, "balancer")
+    change = "run `iptables-legacy -t filter -I FORWARD -i l3dsr+ -j ACCEPT`"
+    assert of(findings, "firewall") == [("fault", change)]
+    with hosts.middle.entered():
+        replace_legacy_filter(accept)
+    _, findings = examined(hosts.middle, files, "balancer")
+    assert of(findings, "firewall") == [("ok", "")]
 
 
 def test_strict_rp_filter_is_found_until_its_advice_is_followed(hosts: Hosts, files: Path) -> None:

@@ -45,12 +45,14 @@ def state_dir(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def tracing(where: Namespace, state_dir: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def tracing(
+    where: Namespace, state_dir: Path, *arguments: str, stdout: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     """Once its socket is there."""
     tool = [sys.executable, "-m", "l3dsr", "trace", "--state-dir", str(state_dir), *arguments]
     process = subprocess.Popen(
         ["ip", "netns", "exec", where.name, *tool],
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -65,6 +67,15 @@ def tracing(where: Namespace, state_dir: Path, *arguments: str) -> Iterator[subp
     finally:
         process.kill()
         process.communicate(timeout=10)
+
+
+def await_read(where: Namespace) -> None:
+    """Until nothing waits in packet sockets: the seventh column of packet(7)'s file in /proc."""
+    end = time.monotonic() + 20
+    while any(line.split()[6] != "0" for line in where.run("cat /proc/net/packet").splitlines()[1:]):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(0.2)
 
 
 def send(hosts: Hosts, *packets: bytes) -> None:
@@ -113,6 +124,25 @@ def test_a_file_has_the_packets_as_they_passed(hosts: Hosts, state_dir: Path) ->
     assert packets[1][IP][TCP].seq == 5000
 
 
+def test_a_reader_of_standard_output_gets_each_packet_as_it_passes(hosts: Hosts, state_dir: Path) -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe:
+        with tracing(hosts.middle, state_dir, "-w", "-", "-c", "2", stdout=writing) as trace:
+            os.close(writing)
+            assert pipe.read(24)[:4] in (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4")
+            for packet in (HANDOFF, TAGGED):
+                send(hosts, packet)
+                assert pipe.read(16 + len(packet))[16:] == packet
+            assert trace.wait(20) == 0
+        assert pipe.read() == b""
+
+
+def test_an_unwritable_file_is_one_line_when_it_is_closed(hosts: Hosts, state_dir: Path) -> None:
+    with tracing(hosts.middle, state_dir, "-w", "/dev/full", "-c", "1") as trace:
+        _, err = trace.communicate(timeout=20)
+    assert (trace.returncode, err) == (1, "l3dsr trace: cannot write /dev/full: No space left on device\n")
+
+
 def test_interfaces_may_come_and_go_meanwhile(hosts: Hosts, state_dir: Path) -> None:
     with tracing(hosts.middle, state_dir, "-c", "5") as trace:
         send(hosts, TAGGED)
@@ -121,7 +151,7 @@ def test_interfaces_may_come_and_go_meanwhile(hosts: Hosts, state_dir: Path) -> 
         hosts.middle.run("ip link set gone1 up")
         hosts.middle.run("ip route replace 192.168.33.20/32 dev gone0")
         send(hosts, TAGGED)
-        time.sleep(0.5)
+        await_read(hosts.middle)
         hosts.middle.run("ip link delete gone0")
         send(hosts, TAGGED)
         out, _ = trace.communicate(timeout=20)
@@ -142,7 +172,7 @@ def test_a_signal_ends_it_and_the_file_is_whole(
     file = state_dir / "trace.pcap"
     with tracing(hosts.middle, state_dir, "-w", str(file)) as trace:
         send(hosts, TAGGED)
-        time.sleep(0.5)
+        await_read(hosts.middle)
         trace.send_signal(number)
         _, err = trace.communicate(timeout=20)
     assert (trace.returncode, err) == (0, "1 packet shown, 0 lost, 0 unreadable\n")

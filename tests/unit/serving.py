@@ -23,13 +23,13 @@ def serving(serve: Callable[[], Awaitable[object]]) -> Iterator[None]:
 
     thread = threading.Thread(target=trio.run, args=(run,))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     token, scope = loops[0]
     try:
         yield
     finally:
         trio.from_thread.run_sync(scope.cancel, trio_token=token)
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 

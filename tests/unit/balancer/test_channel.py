@@ -254,15 +254,17 @@ def test_a_request_that_comes_back_is_no_answer(talk: Talk) -> None:
     assert (talk.state(), talk.counters["bad_channel_message"]) == (State.UNKNOWN, 2)
 
 
-def test_each_attempt_of_a_period_may_be_answered_and_tells_its_own_round_trip(talk: Talk) -> None:
+def test_each_attempt_of_a_period_may_be_answered_and_tells_when_it_was_made(talk: Talk) -> None:
     _, first = talk.ask()
     talk.now += 0.25
     second = int.from_bytes(talk.conversation.ask_report(talk.now, WALL)[8:16], "big")
     assert second != first
     talk.hear(report(first))
     assert talk.conversation.word.round_trip == pytest.approx(0.26)
+    assert talk.conversation.word.asked == 100.0
     talk.hear(report(second))
     assert talk.conversation.word.round_trip == pytest.approx(ROUND_TRIP)
+    assert talk.conversation.word.asked == 100.25
 
 
 def test_while_keys_change_an_answer_under_either_key_is_believed() -> None:
@@ -314,6 +316,19 @@ def test_a_remarked_dscp_is_noticed_by_its_index_and_ecn_is_not() -> None:
     assert talk.conversation.word.marking_problems() == []
     talk.conversation.set_indices((7,))
     assert talk.conversation.word.dscp_seen == {7: 7}
+
+
+def test_an_answer_that_comes_after_a_reload_is_of_the_dscp_that_was_asked_with() -> None:
+    talk = Talk(1, 7)
+    _, nonce = talk.ask()
+    talk.conversation.set_indices((7, 1))
+    talk.hear(report(nonce, tos=1 << 2))
+    assert talk.conversation.word.dscp_seen == {1: 1}
+    talk.end()
+    _, nonce = talk.ask()
+    talk.conversation.set_indices((7,))
+    talk.hear(report(nonce, tos=1 << 2))
+    assert talk.conversation.word.marking_problems() == []
 
 
 def test_a_dscp_that_never_arrives_is_noticed_while_another_does() -> None:

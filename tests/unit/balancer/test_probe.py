@@ -132,6 +132,14 @@ def test_what_comes_after_the_end_is_reset_again_unless_it_is_a_reset() -> None:
     assert said(probe, at=len(OK) + 1, flags="R") == []
 
 
+def test_segments_of_strangers_after_the_end_are_answered_by_nothing() -> None:
+    probe = started()
+    said(probe, OK, flags="FPA")
+    assert said(probe, OK, ack=NEXT + 5) == []
+    assert said(probe, OK, flags="P") == []
+    assert said(probe, flags="S", ack=0, source="10.1.1.1", sport=8080) == []
+
+
 def test_answer_in_any_order_is_put_together() -> None:
     pieces = [(at, OK[at : at + 4]) for at in range(0, len(OK), 4)]
     for seed in range(50):

@@ -51,11 +51,18 @@ class BalancerEnd:
     def __init__(self, keys: KeySource, port: int, period: float = PERIOD) -> None:
         self.counters = Counters[str]()
         self.told: list[tuple[str, State]] = []
+        self.asked: list[float] = []
+        """When reports were asked for."""
         self._news = trio.Event()
-        self.channels = Channels(keys, self._tell, self.counters, LOGGER, port=port, period=period)
+        self.channels = Channels(
+            keys, self._tell, self.counters, LOGGER, port=port, period=period, on_ask=self._note
+        )
 
     def word(self, name: str = "n1") -> NodeWord:
         return self.channels.word(name)
+
+    def _note(self, _name: str, now: float) -> None:
+        self.asked.append(now)
 
     def _tell(self, name: str) -> None:
         self.told.append((name, self.word(name).state))
@@ -63,7 +70,7 @@ class BalancerEnd:
         self._news = trio.Event()
 
     async def until(
-        self, holds: Callable[[NodeWord], bool], name: str = "n1", within: float = 10.0
+        self, holds: Callable[[NodeWord], bool], name: str = "n1", within: float = 60.0
     ) -> NodeWord:
         """The node's word as soon as it ``holds``."""
         with trio.fail_after(within):

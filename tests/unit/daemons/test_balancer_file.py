@@ -24,6 +24,7 @@ from balancer.core.service import Limits, NonHttp, Timeouts
 from balancer.document import LimitKeys, TimeoutKeys
 from common.config import ConfigError, Endpoint
 from common.hashing.request_key import KeySpec
+from common.options import refuse_loss
 from tests.unit.daemons.any_toml import CONTENTS, TABLES, assert_loads_or_is_refused_in_one_line, written
 
 POOL = """
@@ -186,6 +187,13 @@ def test_options_override_the_one_service_and_its_pool(file: Path) -> None:
     assert (service.pool.name, service.pool.health, service.pool.on_fail) == ("www", None, OnFail.RESET)
 
 
+def test_options_override_the_pool_that_the_service_names_by_its_default_name(file: Path) -> None:
+    text = OTHER_POOL + POOL.replace('name = "www"\n', "") + SERVICE + 'pool = "default"\n'
+    (service,) = loaded(file, text, "--node=d=10.0.0.9", "--on-fail=reset").services
+    assert (service.pool.name, service.pool.on_fail) == ("default", OnFail.RESET)
+    assert [node.name for node in service.pool.nodes] == ["d"]
+
+
 def test_a_path_to_check_is_put_into_the_checks_of_the_file(file: Path) -> None:
     text = POOL + "[pool.health]\nfall = 7\n" + SERVICE
     health = loaded(file, text, "--health", "/up").services[0].pool.health
@@ -244,6 +252,12 @@ BAD = {
         'service "www": dscp is to come out of vip-map, but none of its files names 10.0.0.1'
     ),
     POOL + SERVICE.replace(":80", ":0"): "service \"www\": listen: port '0' is not a number from 1 to 65535",
+    POOL + SERVICE.replace("10.0.0.1:80", "::1"): (
+        "service \"www\": listen: '::1' is not ADDR[:PORT] with an IPv4 address, such as 192.168.33.10:80"
+    ),
+    POOL + SERVICE.replace("10.0.0.1", "x" * 5000): (
+        f'service "www": listen "{"x" * 59}... is not "ADDR[:PORT]"'
+    ),
     POOL + SERVICE.replace('"10.0.0.1:80"', "80"): 'service "www": listen 80 is not "ADDR[:PORT]"',
     POOL + SERVICE + 'pool = "x"': 'service "www": pool "x" is not one of www',
     POOL + OTHER_POOL + SERVICE: 'service "www": pool is missing: it is one of www, api',
@@ -297,13 +311,18 @@ BAD = {
         'pool "www": health: path "x" is not a path that begins with / and has no spaces'
     ),
     POOL + '[pool.health]\nexpect = ["200", "20x"]' + SERVICE: (
-        "pool \"www\": health: expect: entry 2: '20x' is not a status or a range of them, such as 200-399"
+        "pool \"www\": health: expect: entry 2: '20x' is not a status from 200 to 599 or a range of them,"
+        " such as 200-399"
+    ),
+    POOL + '[pool.health]\nexpect = ["100-399"]' + SERVICE: (
+        "pool \"www\": health: expect: entry 1: '100-399' is not a status from 200 to 599 or a range of them"
     ),
     POOL + '[pool.health]\nexpect = "200"' + SERVICE: (
         'pool "www": health: expect "200" is not a list such as ["200-299", "404"]'
     ),
     POOL + "[pool.health]\nexpect = [404]" + SERVICE: (
-        'pool "www": health: expect: entry 1 404 is not a status or a range of them, such as "200-399"'
+        'pool "www": health: expect: entry 1 404 is not a status from 200 to 599 or a range of them,'
+        ' such as "200-399"'
     ),
     POOL + "[pool.health]\ninterval = 1\ntimeout = 1.5" + SERVICE: (
         'pool "www": health: timeout 1.5 is longer than the interval, 1:'
@@ -362,6 +381,22 @@ def test_the_default_file_is_read_if_it_exists(tmp_path: Path) -> None:
     default.parent.mkdir()
     default.write_text('log-level = "error"')
     assert (load([]).path, load([]).host.log_level) == (default, "error")
+
+
+def test_a_reload_does_not_take_the_defaults_for_services_that_the_file_named(tmp_path: Path) -> None:
+    default = tmp_path / "etc" / "balancer.toml"
+    default.parent.mkdir()
+    default.write_text(POOL + SERVICE)
+    old = load([])
+    refuse_loss(old, load([]), "service")
+    default.write_text('log-level = "error"')
+    bare = load([])
+    with pytest.raises(ConfigError, match=r"balancer\.toml: there is no \[\[service\]\] any more"):
+        refuse_loss(old, bare, "service")
+    default.unlink()
+    with pytest.raises(ConfigError, match=r"balancer\.toml: this file does not exist any more"):
+        refuse_loss(old, load([]), "service")
+    refuse_loss(bare, load([]), "service")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_a_node_reports_again_and_again_and_its_dscps_arrive(keys: KeySource) ->
         assert word.report.facts == FACTS
         assert word.round_trip is not None
         assert 0 < word.round_trip < PERIOD
+        assert word.asked in balancer.asked
         assert word.clock_offset is not None
         assert abs(word.clock_offset) < 0.1
         node.facts = FACTS._replace(uptime=7.0)
@@ -131,9 +132,7 @@ def test_a_clock_that_is_off_by_less_is_measured(keys: KeySource) -> None:
     balancer = BalancerEnd(keys, node.port)
 
     async def script() -> None:
-        word = await balancer.until_state(State.OK)
-        assert word.clock_offset is not None
-        assert word.clock_offset == pytest.approx(30, abs=0.1)
+        await balancer.until(lambda word: word.clock_offset == pytest.approx(30, abs=0.1))
 
     with node.open():
         converse(balancer, [peer(NODE)], node, script=script)
@@ -185,8 +184,9 @@ def test_nodes_come_move_and_go_while_others_stay(keys: KeySource) -> None:
 
     with node.open(), other.open():
         converse(balancer, [peer(NODE)], node, other, script=script)
-    answers = balancer.counters["channel_answers"]
-    assert answers == node.counters["channel_reports"] + other.counters["channel_reports"]
+    reports = node.counters["channel_reports"] + other.counters["channel_reports"]
+    under_way = reports - balancer.counters["channel_answers"]
+    assert 0 <= under_way <= 2, "at most one of each channel that was closed"
 
 
 def test_nothing_grows_while_a_node_is_away_and_nodes_are_set_again_and_again(keys: KeySource) -> None:

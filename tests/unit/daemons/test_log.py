@@ -62,6 +62,22 @@ def test_lines_for_people_have_time_daemon_level_text_and_fields(tmp_path: Path)
     assert traceback[-1] == "ZeroDivisionError: division by zero"
 
 
+HOSTILE = r"""
+from common.log import configure_logging
+logger = configure_logging("balancer", "info", "human")
+logger.info("it says \x1b[2J\r\n2026-01-01 00:00:00,000 balancer ERROR: forged", extra={"node": "\x9b1m\n"})
+"""
+
+
+def test_what_others_have_said_moves_no_cursor_and_forges_no_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE], stderr=subprocess.PIPE, cwd=ROOT, check=True, timeout=60
+    )
+    first, second = done.stderr.decode().removesuffix("\n").split("\n")
+    assert first.endswith(r" balancer INFO: it says \x1b[2J\r")
+    assert second == r'    2026-01-01 00:00:00,000 balancer ERROR: forged node="\u009b1m\n"'
+
+
 @pytest.mark.parametrize("form", ["auto", "json"])
 def test_where_no_terminal_is_each_line_is_a_json_object(form: str, tmp_path: Path) -> None:
     before = datetime.now().astimezone()

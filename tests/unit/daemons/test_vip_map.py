@@ -51,6 +51,8 @@ def test_all_files_of_a_pattern_are_read_and_others_are_not(tmp_path: Path) -> N
     ("line", "complaint"),
     [
         ("98.139.235.245", "'98.139.235.245' is not VIP=DSCP, such as 192.168.33.10=28"),
+        ("x" * 300, f"'{'x' * 200}' is not VIP=DSCP"),
+        ("98.139.235.245=" + "0" * 300, f"'98.139.235.245={'0' * 185}' is not VIP=DSCP"),
         ("98.139.235.245=", "DSCP '' is not a number from 1 to 63, decimal, octal such as 034 or"),
         ("98.139.235.245=0", "DSCP '0' is not a number from 1 to 63"),
         ("98.139.235.245=64", "DSCP '64' is not a number from 1 to 63"),

@@ -57,13 +57,13 @@ def address() -> Iterator[Endpoint]:
 
 @contextmanager
 def _client(address: Endpoint) -> Iterator[http.client.HTTPConnection]:
-    with closing(http.client.HTTPConnection(str(address.address), address.port, timeout=10)) as client:
+    with closing(http.client.HTTPConnection(str(address.address), address.port, timeout=60)) as client:
         yield client
 
 
 @contextmanager
 def _stranger(address: Endpoint) -> Iterator[socket.socket]:
-    with socket.create_connection((str(address.address), address.port), timeout=10) as connection:
+    with socket.create_connection((str(address.address), address.port), timeout=60) as connection:
         yield connection
 
 
@@ -238,7 +238,7 @@ def test_connections_beyond_the_bound_are_refused_while_all_are_being_answered()
         for connection in busy:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
         for _ in busy:
-            assert asked.acquire(timeout=10)
+            assert asked.acquire(timeout=60)
         with _stranger(address) as refused:
             assert _until_closed(refused).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         is_open.set()

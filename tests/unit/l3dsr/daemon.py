@@ -37,11 +37,11 @@ def answering(path: Path, answers: Answers) -> Iterator[None]:
         thread = threading.Thread(target=trio.run, args=(serve,))
         thread.start()
         try:
-            assert started.wait(10)
+            assert started.wait(60)
             yield
         finally:
             token[0].run_sync_soon(ended.set)
-            thread.join(10)
+            thread.join(60)
 
 
 def refusing(text: str) -> Callable[[Any], list[Any]]:

@@ -1,12 +1,17 @@
 """The commands against a control socket whose daemon gives literal answers."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from common.reports import Departure, Explanation
+from common.control_client import ControlError
+from common.reports import BalancerReport, Departure, Explanation
 from l3dsr import cli, nodes
 from tests.unit.l3dsr import reports
 from tests.unit.l3dsr.daemon import Answers, answering, refusing
@@ -164,6 +169,14 @@ def test_flows_are_asked_for_by_client_and_node(daemons: Daemons) -> None:
     )
 
 
+def test_a_list_of_flows_that_may_go_on_says_so(daemons: Daemons) -> None:
+    with daemons.balancer({"flows": daemons.noted(reports.FLOW, reports.FLOW)}):
+        assert daemons.run("flows", "--limit", "3")[1].startswith("balancer: 2 flows\n")
+        assert daemons.run("flows", "--limit", "2")[1].startswith(
+            "balancer: 2 flows, and there may be more (--limit)\n"
+        )
+
+
 def test_flow_shows_what_both_sides_know(daemons: Daemons) -> None:
     with daemons.balancer({"flow": daemons.noted(*reports.SIDES)}):
         assert daemons.run("flow", "203.0.113.7:49152") == (0, FLOW, "")
@@ -173,6 +186,23 @@ def test_flow_shows_what_both_sides_know(daemons: Daemons) -> None:
 def test_unknown_flow_is_exit_code_1(daemons: Daemons) -> None:
     with daemons.balancer({"flow": daemons.noted()}):
         assert daemons.run("flow", "203.0.113.7:1") == (1, "no flow of 203.0.113.7:1 is known\n", "")
+
+
+def test_a_connection_without_a_node_is_shown(daemons: Daemons) -> None:
+    flow = msgspec.structs.replace(reports.FLOW, node="", state="verified", age=None, idle=None)
+    side = msgspec.structs.replace(reports.SIDES[0], node="", flow=flow, text="it has no node")
+    with daemons.balancer({"flow": daemons.noted(side)}):
+        code, out, _ = daemons.run("flow", "203.0.113.7:49152")
+    assert code == 0
+    assert out == (
+        "balancer:\n"
+        "  state           verified\n"
+        "  tagged          DSCP 7 (TOS 28, 0x1c)\n"
+        "  bridge address  -\n"
+        "  age             -\n"
+        "  idle            -\n"
+        "  note            it has no node\n"
+    )
 
 
 def test_explain_says_where_a_url_belongs_and_what_would_move_it(daemons: Daemons) -> None:
@@ -214,6 +244,92 @@ def test_a_refused_reload_is_exit_code_1(daemons: Daemons) -> None:
         assert daemons.run("reload")[::2] == (1, "l3dsr reload: balancer.toml: line 3: no key `foo`\n")
 
 
+def test_a_daemon_that_fails_takes_nothing_from_the_other(daemons: Daemons) -> None:
+    sound = {
+        "reload": daemons.noted("node3 is new"),
+        "status": daemons.noted(reports.BALANCER),
+        "flows": daemons.noted(),
+    }
+    failing: Answers = {
+        "reload": refusing("packetbridge.toml: line 3: no key `foo`"),
+        "status": lambda _: [{"daemon": "packetbridge", "version": 3}],
+        "flows": refusing("no such node"),
+    }
+    with daemons.balancer(sound), daemons.packetbridge(failing):
+        assert daemons.run("reload") == (
+            1,
+            "balancer: reloaded\n  node3 is new\n",
+            "l3dsr reload: packetbridge: packetbridge.toml: line 3: no key `foo`\n",
+        )
+        code, out, err = daemons.run("status")
+        assert (code, out) == (1, STATUS.partition("\npacketbridge")[0])
+        assert err.startswith("l3dsr status: packetbridge: the daemon is of another version")
+        assert daemons.run("flows") == (1, "balancer: 0 flows\n", "l3dsr flows: packetbridge: no such node\n")
+
+
+def test_a_complaint_has_nothing_that_a_terminal_obeys(daemons: Daemons) -> None:
+    with daemons.balancer({"drain": refusing("there is no node a\x1b[31mb")}):
+        assert daemons.run("drain", "x") == (1, "", "l3dsr drain: there is no node a\\x1b[31mb\n")
+
+
+def run_apart(
+    daemons: Daemons, *arguments: str, streams: str = "", encoding: str = "utf-8"
+) -> subprocess.CompletedProcess[str]:
+    """The tool as a process of its own; ``streams`` is what a shell is to do with its streams."""
+    command = [sys.executable, "-m", "l3dsr", *arguments, "--state-dir", str(daemons.directory)]
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {streams}', "sh", *command],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_output_that_cannot_be_written_is_one_line(daemons: Daemons) -> None:
+    with daemons.balancer({"status": daemons.noted(reports.BALANCER)}):
+        full = run_apart(daemons, "status", streams="> /dev/full")
+    assert full.returncode == 1
+    assert full.stderr == "l3dsr status: cannot write standard output: No space left on device\n"
+
+
+def test_what_is_to_be_done_is_done_with_all_streams_closed(daemons: Daemons) -> None:
+    with daemons.balancer({"drain": daemons.noted(reports.UP)}):
+        assert run_apart(daemons, "drain", "node1", streams="<&- >&- 2>&-").returncode == 0
+    assert [each.node for each in daemons.asked] == ["node1"]
+
+
+def test_a_character_that_the_terminal_does_not_have_is_escaped(daemons: Daemons) -> None:
+    answer = msgspec.structs.replace(EXPLANATION, key="/ä")
+    with daemons.balancer({"explain": daemons.noted(answer)}):
+        shown = run_apart(daemons, "explain", "/x", encoding="ascii")
+    assert (shown.returncode, shown.stdout.splitlines()[1]) == (0, "key       /\\xe4")
+
+
+def test_a_drain_does_not_take_a_node_that_is_gone_for_an_empty_one(daemons: Daemons) -> None:
+    with (
+        daemons.balancer({"status": daemons.noted(reports.BALANCER)}),
+        pytest.raises(ControlError, match="node3 is not configured any more"),
+    ):
+        nodes.FlowsLeft(daemons.directory / "balancer.sock", "node3").count()
+
+
+def test_a_drain_that_somebody_has_ended_is_not_waited_for(daemons: Daemons) -> None:
+    with (
+        daemons.balancer({"status": daemons.noted(reports.BALANCER)}),
+        pytest.raises(ControlError, match="node1 takes new flows again: somebody has ended the drain"),
+    ):
+        nodes.FlowsLeft(daemons.directory / "balancer.sock", "node1").count()
+
+
+def draining(flows: int | None) -> BalancerReport:
+    """A balancer that has node1 in drain."""
+    node = msgspec.structs.replace(reports.UP, state="drain", flows=flows)
+    service = msgspec.structs.replace(reports.BALANCER.services[0], nodes=[node, reports.DOWN])
+    return msgspec.structs.replace(reports.BALANCER, services=[service])
+
+
 def test_drain_waits_until_the_node_has_said_for_two_seconds_that_it_is_empty() -> None:
     now = [0.0]
     counts = iter([7, 3, 0, 1, 0, 0, 0, 0, 0, 0])
@@ -247,8 +363,40 @@ def test_drain_without_waiting_has_no_timeout(daemons: Daemons) -> None:
 
 
 def test_drain_counts_the_balancer_s_flows_where_the_node_says_nothing(daemons: Daemons) -> None:
-    answers = {"status": lambda _: [reports.BALANCER], "flows": daemons.noted(reports.FLOW, reports.FLOW)}
+    answers = {"status": lambda _: [draining(1234)], "flows": daemons.noted(reports.FLOW, reports.FLOW)}
     with daemons.balancer(answers):
         place = daemons.directory / "balancer.sock"
-        assert nodes.flows_left(place, "node1") == 1234
-        assert nodes.flows_left(place, "node2") == 2
+        assert nodes.FlowsLeft(place, "node1").count() == 1234
+        assert nodes.FlowsLeft(place, "node2").count() == 2
+
+
+def test_drain_asks_for_the_balancer_s_flows_the_more_seldom_the_longer_it_takes(daemons: Daemons) -> None:
+    now, remembered = [100.0], [reports.FLOW]
+
+    def flows(_arguments: Any) -> list[Any]:
+        now[0] += 2.0
+        return list(remembered)
+
+    with daemons.balancer({"status": lambda _: [reports.BALANCER], "flows": flows}):
+        left = nodes.FlowsLeft(daemons.directory / "balancer.sock", "node2", lambda: now[0])
+        assert left.count() == 1
+        remembered.clear()
+        now[0] = 141.9
+        assert left.count() == 1
+        now[0] = 142.0
+        assert left.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "remembered", "left"), [(0, 1, 0), (1, 0, 0), (1, 1, 1), (1, 2, 1), (2, 0, 2), (2, 1, 2)]
+)
+def test_drain_does_not_wait_for_health_checks(
+    daemons: Daemons, said: int, remembered: int, left: int
+) -> None:
+    """The node counts at most one of them for each service, the balancer none."""
+    answers = {
+        "status": lambda _: [draining(said)],
+        "flows": daemons.noted(*[reports.FLOW] * remembered),
+    }
+    with daemons.balancer(answers):
+        assert nodes.FlowsLeft(daemons.directory / "balancer.sock", "node1").count() == left

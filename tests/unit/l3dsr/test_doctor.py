@@ -1,5 +1,6 @@
 """The doctor's checks on literal facts."""
 
+import threading
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -14,6 +15,7 @@ from common.reports import ChannelReport, CheckReport
 from l3dsr.doctor import firewall, host, path
 from l3dsr.doctor.facts import Kernel, Sysctl
 from l3dsr.doctor.finding import Finding, Level
+from l3dsr.doctor.legacy_tables import LegacyChain
 from l3dsr.doctor.subject import Subject, Vip
 
 VIP = Endpoint(IPv4Address("192.168.33.10"), 80)
@@ -64,6 +66,12 @@ def test_kernels_are_judged_by_what_they_can_do(kernel: Kernel, expected: list[t
     assert levels(host.kernel(kernel)) == expected
 
 
+def test_a_kernel_that_somebody_may_not_ask_is_judged_by_its_release() -> None:
+    assert "attached by TCX" in the(host.kernel(Kernel("6.18.4", True, False, True))).found
+    assert "attached by clsact" in the(host.kernel(Kernel("6.1.0", True, False, True))).found
+    assert "attached by TCX" in the(host.kernel(Kernel("6.1.0", True, True, True))).found
+
+
 def test_large_receive_offload_is_a_fault_and_missing_offloads_cost() -> None:
     good = {"gro": True, "gso": True, "tso": True, "tx-checksumming": True, "lro": False}
     found = list(host.offloads({"eth0": good, "eth1": good | {"lro": True}, "eth2": good | {"gro": False}}))
@@ -84,7 +92,27 @@ def test_strict_rp_filter_of_one_device_matters_on_nodes(subject: Subject, level
     found = the(host.rp_filter(values.get, [interface("eth0.5", "10.0.0.1")], subject))
     assert found.level is level
     if level is Level.WARNING:
-        assert found.change == "sysctl -w net.ipv4.conf.eth0/5.rp_filter=2"
+        assert found.change == "run `sysctl -w net.ipv4.conf.eth0/5.rp_filter=2`"
+
+
+@pytest.mark.parametrize("subject", [NODE, BALANCER])
+def test_strict_rp_filter_of_the_daemon_s_own_device_is_a_fault(subject: Subject) -> None:
+    values = {"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/l3dsr0/rp_filter": "1"}
+    found = the(host.rp_filter(values.get, [interface("l3dsr0")], subject))
+    assert found.level is Level.FAULT
+    assert found.change == "run `sysctl -w net.ipv4.conf.l3dsr0.rp_filter=2`"
+
+
+def test_a_table_of_tracked_connections_that_is_nearly_full_is_a_fault() -> None:
+    full = sysctls(nf_conntrack_count="250000", nf_conntrack_max="262144")
+    found = the(host.conntrack(full, NODE))
+    assert (found.level, found.change.split("`")[1]) == (
+        Level.FAULT,
+        "sysctl -w net.netfilter.nf_conntrack_max=524288",
+    )
+    assert the(host.conntrack(full, NODE._replace(engine="ebpf"))).level is Level.WARNING
+    assert not list(host.conntrack(sysctls(nf_conntrack_count="9", nf_conntrack_max="262144"), NODE))
+    assert not list(host.conntrack(sysctls(), NODE))
 
 
 def test_a_tun_that_no_longer_forwards_is_a_fault() -> None:
@@ -155,7 +183,20 @@ def state(right: Any) -> dict[str, Any]:
     return {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": right}}
 
 
+def state_not(right: Any) -> dict[str, Any]:
+    return {"match": {"op": "!=", "left": {"ct": {"key": "state"}}, "right": {"set": right}}}
+
+
+def iifname(right: Any) -> dict[str, Any]:
+    return {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": right}}
+
+
+def nfproto(right: Any) -> dict[str, Any]:
+    return {"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": right}}
+
+
 DROP = {"drop": None}
+ACCEPT = {"accept": None}
 NOT_SYN = {
     "match": {
         "op": "!=",
@@ -163,16 +204,20 @@ NOT_SYN = {
         "right": "syn",
     }
 }
-ACCEPT_TUN: list[dict[str, Any]] = [
-    {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "l3dsr*"}},
-    {"accept": None},
-]
+ACCEPT_TUN: list[dict[str, Any]] = [iifname("l3dsr*"), ACCEPT]
+CLOSED = base("forward", "forward", policy="drop")
+BACK_BY_ANOTHER = {
+    "match": {"op": "==", "left": {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, "right": False}
+}
 STATE_MAP = {
     "vmap": {
         "key": {"ct": {"key": "state"}},
         "data": {"set": [["established", {"accept": None}], ["invalid", {"drop": None}]]},
     }
 }
+
+
+XT_REJECT = {"xt": {"type": "target", "name": "REJECT"}}
 
 
 @pytest.mark.parametrize(
@@ -193,8 +238,17 @@ STATE_MAP = {
         ),
         (
             [base("forward", "forward"), rule("forward", state("invalid"), {"counter": {}}, DROP)],
+            Level.FAULT,
+        ),
+        (
+            [base("forward", "forward"), rule("forward", state("invalid"), {"limit": {"rate": 1}}, DROP)],
             Level.WARNING,
         ),
+        (
+            [base("forward", "forward"), rule("forward", state_not(["established", "related", "new"]), DROP)],
+            Level.FAULT,
+        ),
+        ([base("forward", "forward"), rule("forward", state_not("invalid"), DROP)], Level.OK),
         ([base("input", "input"), rule("input", state("invalid"), DROP)], Level.OK),
         ([base("input", "input"), rule("input", NOT_SYN, state("new"), DROP)], Level.FAULT),
         ([base("forward", "forward"), rule("forward", state("established"), DROP)], Level.OK),
@@ -219,28 +273,75 @@ STATE_MAP = {
             Level.FAULT,
         ),
         ([base("forward", "forward"), rule("forward", {"xt": {"name": "conntrack"}}, DROP)], Level.WARNING),
+        ([base("forward", "forward"), rule("forward", {"counter": {}}, XT_REJECT)], Level.FAULT),
+        ([base("forward", "forward"), rule("forward", {"reject": {"type": "icmp"}})], Level.FAULT),
+        ([base("forward", "forward"), rule("forward", iifname("eth1"), DROP)], Level.OK),
+        ([base("input", "input"), rule("input", DROP)], Level.OK),
+        ([base("pre", "prerouting"), rule("pre", BACK_BY_ANOTHER, DROP)], Level.FAULT),
+        ([base("pre", "prerouting"), rule("pre", nfproto("ipv6"), BACK_BY_ANOTHER, DROP)], Level.OK),
+        ([base("pre", "prerouting"), rule("pre", nfproto({"set": ["ipv4", "ipv6"]}), DROP)], Level.FAULT),
+        ([base("pre", "prerouting"), rule("pre", nfproto("ipv4"), BACK_BY_ANOTHER, DROP)], Level.FAULT),
+        ([base("pre", "prerouting"), rule("pre", *ACCEPT_TUN), rule("pre", BACK_BY_ANOTHER, DROP)], Level.OK),
+        ([CLOSED, rule("forward", iifname("l3dsr0"), {"counter": {}}, ACCEPT)], Level.OK),
+        ([CLOSED, rule("forward", iifname({"set": ["lo", "l3dsr0"]}), ACCEPT)], Level.OK),
+        ([CLOSED, rule("forward", iifname("eth0"), ACCEPT)], Level.FAULT),
+        ([CLOSED, rule("forward", iifname("l3dsr0"), state("established"), ACCEPT)], Level.FAULT),
+        ([CLOSED, rule("forward", ACCEPT)], Level.OK),
+        (
+            [CLOSED, chain("more"), rule("forward", {"jump": {"target": "more"}}), rule("more", *ACCEPT_TUN)],
+            Level.OK,
+        ),
         ([{"metainfo": {"version": "1.0.6"}}], Level.OK),
     ],
 )
 def test_rules_that_would_drop_our_packets_are_found(ruleset: list[dict[str, Any]], level: Level) -> None:
-    assert the(firewall.rules(ruleset, [], NODE)).level is level
+    assert the(firewall.rules(ruleset, [], [], NODE)).level is level
+
+
+def translation(*conditions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    nat = chain("post", type="nat", hook="postrouting", prio=100, policy="accept")
+    return [nat, rule("post", *conditions, {"masquerade": None})]
+
+
+def test_what_gives_a_handoff_another_source_is_found() -> None:
+    out = {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": "eth0"}}
+    port = {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 80}}
+    own = {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "::"}}
+    expected: list[tuple[tuple[dict[str, Any], ...], Level]]
+    expected = [((), Level.FAULT), ((out,), Level.FAULT), ((port,), Level.WARNING), ((own, out), Level.OK)]
+    for conditions, level in expected:
+        assert the(firewall.rules(translation(*conditions), [], [], BALANCER)).level is level
+    assert the(firewall.rules(translation(), [], [], NODE)).level is Level.OK
+
+
+def test_chains_of_iptables_legacy_are_named_if_they_do_something() -> None:
+    chains = [
+        LegacyChain("filter", "FORWARD", has_rules=False, drops=False),
+        LegacyChain("mangle", "FORWARD", has_rules=True, drops=False),
+        LegacyChain("raw", "PREROUTING", has_rules=False, drops=True),
+    ]
+    unread, closed = firewall.rules([], [], chains, NODE)
+    assert (unread.level, unread.change.split("`")[1]) == (Level.WARNING, "iptables-legacy-save -t mangle")
+    assert closed.level is Level.FAULT
+    assert closed.change == "run `iptables-legacy -t raw -I PREROUTING -i l3dsr+ -j ACCEPT`"
+    assert the(firewall.rules([], [], chains[:1], NODE)).level is Level.OK
 
 
 def test_a_table_that_cannot_be_read_is_named() -> None:
-    found = the(firewall.rules([], ["inet firewalld"], NODE))
+    found = the(firewall.rules([], ["inet firewalld"], [], NODE))
     assert (found.level, "nft list table inet firewalld" in found.change) == (Level.WARNING, True)
 
 
 def test_the_ebpf_engine_passes_by_most_rules() -> None:
     ruleset = [base("forward", "forward"), rule("forward", state("invalid"), DROP)]
-    found = the(firewall.rules(ruleset, [], NODE._replace(engine="ebpf")))
+    found = the(firewall.rules(ruleset, [], [], NODE._replace(engine="ebpf")))
     assert found.level is Level.WARNING
     assert found.change == 'run `nft insert rule inet filter forward iifname "l3dsr*" accept`'
 
 
 def test_rules_against_new_connections_without_syn_matter_where_listeners_adopt() -> None:
     ruleset = [base("input", "input"), rule("input", NOT_SYN, state("new"), DROP)]
-    assert the(firewall.rules(ruleset, [], NODE._replace(adopt=False))).level is Level.OK
+    assert the(firewall.rules(ruleset, [], [], NODE._replace(adopt=False))).level is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -255,6 +356,37 @@ def test_rules_against_new_connections_without_syn_matter_where_listeners_adopt(
 def test_the_mtu_to_each_node_is_tried(route: int, arrives_up_to: int, expected: list[Level]) -> None:
     found = path.mtu(BALANCER, lambda _: route, lambda _, size: size <= arrives_up_to)
     assert [finding.level for finding in found] == expected
+
+
+def test_nodes_that_do_not_answer_are_waited_for_together() -> None:
+    """Each trial ends only when all have begun."""
+    begun = threading.Barrier(10)
+
+    def echoes(_address: IPv4Address, size: int) -> bool:
+        if size == path.HANDOFF_SIZE:
+            begun.wait(10)
+        return False
+
+    names = [f"node{number}" for number in range(10)]
+    subject = BALANCER._replace(nodes=dict.fromkeys(names, BRIDGE))
+    found = list(path.mtu(subject, lambda _: 1500, echoes))
+    assert [finding.found.partition(":")[0] for finding in found] == names
+
+
+def test_who_may_not_send_an_echo_is_told_why() -> None:
+    def not_root(_address: IPv4Address, _size: int) -> bool:
+        raise PermissionError
+
+    def filtered(_address: IPv4Address, _size: int) -> bool:
+        raise HostError("a rule of this host's firewall drops it")
+
+    first, second = (the(path.mtu(BALANCER, lambda _: 1500, echoes)) for echoes in (not_root, filtered))
+    assert (first.found, first.change) == ("node1: not tried: needs root", "run `sudo l3dsr doctor`")
+    assert (second.level, "firewall" in second.found, "sudo" in second.change) == (
+        Level.WARNING,
+        True,
+        False,
+    )
 
 
 def test_no_route_to_a_node_is_a_fault() -> None:
@@ -299,6 +431,7 @@ def test_a_channel_that_is_refused_for_its_time_tells_of_the_clock_and_not_what_
     found = {each.check: each for each in path.channels([refused])}
     assert (found["channel"].level, found["clock"].level) == (Level.FAULT, Level.FAULT)
     assert found["clock"].found == "node1: its clock is over 1 min 0 s off: handoffs are refused"
+    assert "dscp" not in found
 
 
 def test_a_sound_channel_has_three_good_findings() -> None:

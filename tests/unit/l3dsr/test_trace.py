@@ -186,7 +186,7 @@ def test_a_seq_delta_is_asked_for_until_it_is_known_and_then_no_more() -> None:
     asked = Asked(None, 77)
     seq_deltas = SeqDeltas(asked, lambda: now[0])
     found = []
-    for now[0] in (0.0, 0.5, 1.0, 1.5, 20.0):
+    for now[0] in (0.0, 0.4, 0.5, 1.0, 20.0):
         found.append(seq_deltas.of((CLIENT, 1)))
     assert found == [None, None, 77, 77, 77]
     assert len(asked.connections) == 2
@@ -195,12 +195,23 @@ def test_a_seq_delta_is_asked_for_until_it_is_known_and_then_no_more() -> None:
 def test_a_new_connection_of_the_same_addresses_is_asked_for_again() -> None:
     now = [0.0]
     seq_deltas = SeqDeltas(Asked(77, 78), lambda: now[0])
-    seq_deltas.begin((CLIENT, 1), 1000)
+    seq_deltas.begin((CLIENT, 1), 1000, has_node=False)
     assert seq_deltas.of((CLIENT, 1)) == 77
-    seq_deltas.begin((CLIENT, 1), 1000)
+    seq_deltas.begin((CLIENT, 1), 1000, has_node=True)
     assert seq_deltas.of((CLIENT, 1)) == 77
-    seq_deltas.begin((CLIENT, 1), 2000)
+    seq_deltas.begin((CLIENT, 1), 2000, has_node=False)
     assert seq_deltas.of((CLIENT, 1)) == 78
+
+
+def test_a_seq_delta_is_asked_for_again_as_soon_as_its_connection_has_a_node() -> None:
+    now = [0.0]
+    seq_deltas = SeqDeltas(Asked(None, 77), lambda: now[0])
+    seq_deltas.begin((CLIENT, 1), 1000, has_node=False)
+    assert seq_deltas.of((CLIENT, 1)) is None
+    now[0] = 0.01
+    assert seq_deltas.of((CLIENT, 1)) is None
+    seq_deltas.begin((CLIENT, 1), 1000, has_node=True)
+    assert seq_deltas.of((CLIENT, 1)) == 77
 
 
 def test_questions_are_bounded_and_a_silent_daemon_is_left_alone() -> None:

@@ -29,7 +29,7 @@ class Screen:
         self.process = process
         self.seen = b""
 
-    def read_until(self, wanted: bytes, seconds: float = 15) -> None:
+    def read_until(self, wanted: bytes, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while wanted not in self.seen:
             assert time.monotonic() < end, self.seen
@@ -53,7 +53,7 @@ def watching(directory: Path, rows: int = 24, columns: int = 80) -> Iterator[Scr
         assert termios.tcgetattr(slave) == before
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
         os.close(master)
         os.close(slave)
 
@@ -70,7 +70,7 @@ def test_q_ends_it_and_gives_the_terminal_back(directory: Path) -> None:
         assert screen.seen.startswith(ON)
         os.write(screen.master, b"q")
         screen.read_until(OFF)
-        assert screen.process.wait(10) == 0
+        assert screen.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -79,7 +79,7 @@ def test_signals_give_the_terminal_back(directory: Path, number: signal.Signals)
         screen.read_until(b"balancer 0.2.0")
         screen.process.send_signal(number)
         screen.read_until(OFF)
-        assert screen.process.wait(10) == 0
+        assert screen.process.wait(60) == 0
 
 
 def test_it_is_not_suspended_with_the_screen_taken(directory: Path) -> None:
@@ -88,7 +88,7 @@ def test_it_is_not_suspended_with_the_screen_taken(directory: Path) -> None:
         screen.process.send_signal(signal.SIGTSTP)
         os.write(screen.master, b"q")
         screen.read_until(OFF)
-        assert screen.process.wait(10) == 0
+        assert screen.process.wait(60) == 0
 
 
 def test_a_small_screen_gets_what_it_has_room_for(directory: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_small_screen_gets_what_it_has_room_for(directory: Path) -> None:
         screen.read_until(b"more lines")
         os.write(screen.master, b"q")
         screen.read_until(OFF)
-        screen.process.wait(10)
+        screen.process.wait(60)
     frame = screen.seen.split(b"\x1b[H")[1].split(b"\x1b[J")[0]
     lines = [line.replace(b"\x1b[K", b"").decode() for line in frame.split(b"\r\n")]
     assert len(lines) == 6
@@ -110,7 +110,7 @@ def test_a_daemon_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
             screen.read_until(b"balancer 0.2.0")
             os.write(screen.master, b"q")
             screen.read_until(OFF)
-            assert screen.process.wait(10) == 0
+            assert screen.process.wait(60) == 0
 
 
 def test_lines_are_cut_with_a_mark() -> None:

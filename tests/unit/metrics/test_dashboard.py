@@ -56,10 +56,18 @@ def test_only_what_grows_has_a_rate(expression: str) -> None:
     assert {name for name in named if name.endswith("_total")} == rated
 
 
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_what_each_balancer_says_of_a_node_is_counted_once(expression: str) -> None:
+    said = r"l3dsr_balancer_node_(?:flows|state|sent_to_clients_bytes_total)"
+    around = re.findall(rf"(\w+)(?: by \([^)]*\) )?\((?:rate\()?{said}", expression)
+    assert set(around) <= {"max", "min"}
+
+
 def test_legends_name_labels_that_their_expression_keeps() -> None:
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
-            groups = re.findall(r"\bby \(([^)]*)\)", target["expr"])
+            is_total = target["expr"].startswith("sum(")
+            groups = [] if is_total else re.findall(r"\bby \(([^)]*)\)", target["expr"])
             kept = {name.strip() for group in groups for name in group.split(",")}
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) == kept, panel["title"]
 
