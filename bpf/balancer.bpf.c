@@ -19,9 +19,11 @@
 #include "balancer/classify.h"
 #include "balancer/established.h"
 #include "balancer/first_payload.h"
+#include "balancer/forget.h"
 #include "balancer/greet.h"
 #include "balancer/handover.h"
 #include "balancer/icmp.h"
+#include "balancer/mark.h"
 #include "balancer/sweep.h"
 #include "link.h"
 
@@ -182,6 +184,24 @@ int sweep(void *context)
 {
     (void)context;
     sweep_all();
+    return 0;
+}
+
+SEC("syscall")
+int mark_routes(void *context)
+{
+    (void)context;
+    mark_all();
+    return 0;
+}
+
+SEC("syscall")
+int forget_services(struct forgetting *context)
+{
+    struct forgetting asked = {.vip_indexes = context->vip_indexes};
+
+    forget_all(&asked);
+    context->flows = asked.flows;
     return 0;
 }
 

@@ -104,6 +104,7 @@ def packetbridge_header() -> str:
             _HEAD.format(source="packetbridge/ebpf/abi.py") + '#include "abi.h"\n',
             _defines(numbers),
             _enumeration("state", module.StateNumber, "STATE_"),
+            _enumeration("standing", module.StandingNumber),
             _enumeration("counter", module.Counter, "COUNT_"),
             *[_struct(layout) for layout in module.STRUCTS],
         ]

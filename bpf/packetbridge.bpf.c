@@ -1,5 +1,5 @@
 /* The packetbridge's data plane: tc programs at ingress and egress of every tapped interface, at ingress
- * of the TUN too, and one that Python runs every few seconds. packetbridge/core is the same in Python. */
+ * of the TUN too, and two that Python runs: every few seconds, and where a service is gone. packetbridge/core is the same in Python. */
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <linux/pkt_cls.h>
@@ -12,6 +12,7 @@
 #include "link.h"
 #include "packetbridge/backend.h"
 #include "packetbridge/client.h"
+#include "packetbridge/forget.h"
 #include "packetbridge/icmp.h"
 #include "packetbridge/intake.h"
 #include "packetbridge/maps.h"
@@ -123,6 +124,16 @@ int sweep(void *context)
 {
     (void)context;
     return sweep_flows();
+}
+
+SEC("syscall")
+int forget_services(struct forgetting *context)
+{
+    struct forgetting asked = {.vip_indexes = context->vip_indexes};
+
+    forget_all(&asked);
+    context->flows = asked.flows;
+    return 0;
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

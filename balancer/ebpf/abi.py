@@ -3,7 +3,7 @@
 from enum import IntEnum
 from typing import NamedTuple
 
-from common.bpf.abi import MAX_SERVICES, Activity
+from common.bpf.abi import MAGLEV_SIZE, MAX_SERVICES, Activity
 from common.bpf.layout import S64, U8, U16, U32, U64, Be16, Be32, Layout, Pad1, Pad3
 
 
@@ -97,6 +97,8 @@ class RouteRow(NamedTuple):
     """0: the kernel decides, by way of the daemon's TUN."""
     next_hop: Be32
     """The gateway, or the node itself."""
+    marked: U32 = 0
+    """Whether the program `mark_routes` has found flows of the node since Python wrote the row."""
 
 
 class NodeId(NamedTuple):
@@ -208,8 +210,8 @@ TABLES = 2 * MAX_SERVICES
 """Each VIP index has two places, at itself and `MAX_SERVICES` behind it: the row says which one counts."""
 MAX_NODES = 16_384
 """Of all services together."""
-SLOT_SIZE = 4
-"""A slot of a Maglev table is a node's address."""
+TABLE_SIZE = 4 * MAGLEV_SIZE
+"""Bytes of a Maglev table: each slot is a node's address."""
 KEY_KINDS = {"path": KeyKind.PATH, "uri": KeyKind.URI, "segments": KeyKind.SEGMENTS}
 
 SERVICE = Layout(ServiceRow, "balancer_service")

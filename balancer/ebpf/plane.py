@@ -9,6 +9,7 @@ packet which of both sees it.
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 from balancer.core.engine import BalancerCore
@@ -29,9 +30,11 @@ from common.bpf import residence as residences
 from common.bpf.abi import SHARED, PhaseNumber
 from common.bpf.attach import Direction
 from common.bpf.counts import add_counts
+from common.bpf.forget import forget
 from common.bpf.maps import ArrayMap, HashMap, MapOfMaps, PerCpuArray
 from common.bpf.mounting import bpf_directory
 from common.bpf.residence import Place, Plan, Residence, identity
+from common.bpf.run import run_syscall
 from common.bpf.upkeep import Upkeep
 from common.config import EBPF
 from common.daemon import loop_counters
@@ -45,8 +48,6 @@ from common.net.watch import NetworkWatch
 CLAIMS_PER_SECOND = 2000
 """Connections that Python is made to take care of; of more the node is chosen by their 4-tuple."""
 _DIRECTORY = "bpf"
-_CONNECTIONS = ("flows", "verified", "half_open", "claims")
-"""Maps whose keys are `FlowId`."""
 
 
 def start(
@@ -69,6 +70,7 @@ def start(
     core = _core(residence, known, limits, timeouts, tables, site)
     serving = owned.enter_context(closing(_serving(residence, core, routes, site)))
     serving.apply(services)
+    mark = partial(run_syscall, residence.program("mark_routes"))
     passed_up = PassedUp(core, tables, HashMap(residence.map("claims")))
     loop = PacketLoop(tun, [Feed(tun, lambda *_: None, passed_up.receive)], passed_up, site.logger)
     counters = PerCpuArray(residence.map("counters"))
@@ -87,7 +89,7 @@ def start(
         flows=lambda: core.flows(time.monotonic()),
         find=lambda client, port, vip_index: core.find(client, port, vip_index, time.monotonic()),
         tend=_Tending(residence, tun).tend,
-        tasks=(upkeep.run, lambda: routes.follow(watch, serving.follow_mtu), passed_up.patrol),
+        tasks=(upkeep.run, lambda: routes.follow(watch, serving.follow_mtu, mark), passed_up.patrol),
         take_keys=upkeep.take_keys,
     )
     return BalancerEngine(
@@ -173,8 +175,8 @@ def _core(
 
 def _serving(residence: Residence, core: BalancerCore, routes: NodeRoutes, site: Site) -> Serving:
     published = PublishedServices(HashMap(residence.map("services")), MapOfMaps(residence.map("tables")))
-    connections = [HashMap(residence.map(name)) for name in _CONNECTIONS]
-    return Serving(core, published, routes, connections, site.logger)
+    forgetting = partial(forget, residence.program("forget_services"))
+    return Serving(core, published, routes, forgetting, site.logger)
 
 
 def _plan(limits: Limits, directory: Path) -> Plan:

@@ -1,7 +1,7 @@
 """How packets to each node leave: map `routes`, kept as the kernel's routes are, and their smallest MTU.
 
 A node on this very host, and one without a route, are left to the kernel: packets enter it by the TUN.
-Nodes that are not configured any more may still have flows: those in the map are looked after, too.
+Nodes that are not configured any more may still have flows: they are looked after as long as they have.
 """
 
 import time
@@ -17,6 +17,7 @@ from common.net.errors import HostError
 from common.net.routes import next_hop, route_mtu
 from common.net.watch import NetworkWatch
 from common.tables import TableFullError
+from common.threads import in_thread
 
 DEFAULT_MTU = 1500
 _SHARE = 4
@@ -48,8 +49,8 @@ class NodeRoutes:
             self._look_up(node)
         self._configured = configured
 
-    async def follow(self, watch: NetworkWatch, then: Callable[[], None]) -> None:
-        """For ever; ``then`` is called after each round.
+    async def follow(self, watch: NetworkWatch, then: Callable[[], None], mark: Callable[[], object]) -> None:
+        """For ever; ``then`` is called after each round. ``mark`` is the program that marks what has flows.
 
         With very many nodes a round takes long, so others have their turn between any two; and where routes
         change all the time, most of it is left to the packet loop.
@@ -62,7 +63,21 @@ class NodeRoutes:
                 self._look_up(node)
                 await trio.lowlevel.checkpoint()
             then()
+            await self._forget_idle(mark)
             await trio.sleep(_SHARE * (time.monotonic() - began))
+
+    async def _forget_idle(self, mark: Callable[[], object]) -> None:
+        """Nodes that are configured no more and have no flows. Should one get a flow at this very moment, its
+        packets are left to the kernel.
+        """
+        if not self._mtus.keys() - self._configured:
+            return
+        await in_thread(mark)
+        for node in self._mtus.keys() - self._configured:
+            row = self._routes.lookup(node.packed)
+            if row is None or not ROUTE.unpack(row).marked:
+                self._routes.delete(node.packed)
+                del self._mtus[node]
 
     def _look_up(self, node: IPv4Address) -> None:
         """A node for which there is no room in the map is left to the kernel."""

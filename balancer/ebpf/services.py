@@ -1,11 +1,14 @@
 """What the programs know of the services: maps `services` and `tables`.
 
-A service's row names its Maglev table, and there is room for two tables of each: a new one is filled beside
-the one in use, and one update of the row has the programs go by all that is new at once.
+A service's row names its Maglev table, and there are places for two tables of each: a new one is written
+beside the one in use, and one update of the row has the programs go by all that is new at once. Where
+another map is put into a place, the kernel waits until no program can have found the old one. So a map that
+is there is written anew if it has been out of use for so long that no program still reads it.
 """
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Container, Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -17,6 +20,9 @@ from common.bpf.abi import ENDPOINT, MAX_SERVICES
 from common.bpf.maps import ArrayMap, HashMap, MapOfMaps, create_array
 from common.hashing.maglev import LookupTable
 
+QUIET_SECONDS = 0.5
+"""A program runs for microseconds."""
+
 
 class Draft(NamedTuple):
     """A service with the table that it is to have."""
@@ -24,8 +30,10 @@ class Draft(NamedTuple):
     service: Service
     slots: bytes
     """Empty where it has none."""
+    place: int
+    """Index into map `tables`; 0 where it has none."""
     inner: int | None
-    """Descriptor of a new table; None where the one in use is the same."""
+    """Descriptor of a map to be put there; None where the one that is there has the table."""
 
 
 class PublishedServices:
@@ -35,41 +43,72 @@ class PublishedServices:
         self._tables = tables
         self._slots: dict[Endpoint, bytes] = {}
         """Of the tables in use, as far as this run made them."""
+        self._inner: dict[int, int] = {}
+        """Descriptors of the maps that this run has put into places."""
+        self._left: dict[int, float] = {}
+        """When a place went out of use."""
+
+    def close(self) -> None:
+        for descriptor in self._inner.values():
+            os.close(descriptor)
+        self._inner.clear()
 
     @property
     def rows(self) -> dict[Endpoint, ServiceRow]:
         return {_endpoint(key): SERVICE.unpack(row) for key, row in self._rows.items()}
 
     def draft(self, services: Iterable[Service], owned: ExitStack) -> list[Draft]:
-        """Make and fill the tables, which no program sees yet. `BpfError`."""
-        drafts = []
-        for service in services:
-            slots = slots_of(service)
-            inner = None
-            if slots and slots != self._slots.get(service.endpoint):
-                inner = create_array("maglev", abi.SLOT_SIZE, len(slots) // abi.SLOT_SIZE)
-                owned.callback(os.close, inner)
-                ArrayMap(inner).update_batch(slots)
-            drafts.append(Draft(service, slots, inner))
-        return drafts
+        """Make and write the tables, by which no program goes yet. `BpfError`."""
+        used = {row.table for row in self.rows.values()}
+        return [self._draft(service, used, owned) for service in services]
 
     def publish(self, draft: Draft, node_mtu: int) -> None:
         """``node_mtu`` is the smallest path MTU to any node, in bytes."""
         service = draft.service
-        key = _key(service.endpoint)
-        old = self._rows.lookup(key)
-        table = SERVICE.unpack(old).table if old else 0
+        before = self._place_of(service.endpoint)
         if draft.inner is not None:
-            table = service.vip_index + MAX_SERVICES * (table == service.vip_index)
-            self._tables.publish(table, draft.inner)
+            self._tables.publish(draft.place, draft.inner)
+            self._keep(draft.place, draft.inner)
         self._slots[service.endpoint] = draft.slots
-        row = service_row(service, node_mtu, table if draft.slots else 0)
-        self._rows.update(key, SERVICE.pack(row))
+        row = service_row(service, node_mtu, draft.place)
+        self._rows.update(_key(service.endpoint), SERVICE.pack(row))
+        if draft.place != before:
+            self._left[before] = time.monotonic()
 
     def withdraw(self, endpoint: Endpoint) -> None:
         """Its packets are the host's from now on."""
+        before = self._place_of(endpoint)
         self._slots.pop(endpoint, None)
         self._rows.delete(_key(endpoint))
+        self._left[before] = time.monotonic()
+
+    def _draft(self, service: Service, used: Container[int], owned: ExitStack) -> Draft:
+        """``used`` are the places of all tables in use."""
+        slots, first = slots_of(service), service.vip_index
+        if not slots:
+            return Draft(service, slots, 0, None)
+        before = self._place_of(service.endpoint)
+        if slots == self._slots.get(service.endpoint) and before in (first, first + MAX_SERVICES):
+            return Draft(service, slots, before, None)
+        place = first + MAX_SERVICES * (first in used)
+        inner = self._inner.get(place)
+        if inner is not None and time.monotonic() - self._left[place] > QUIET_SECONDS:
+            ArrayMap(inner).update(0, slots)
+            return Draft(service, slots, place, None)
+        inner = create_array("maglev", abi.TABLE_SIZE, 1)
+        owned.callback(os.close, inner)
+        ArrayMap(inner).update(0, slots)
+        return Draft(service, slots, place, inner)
+
+    def _place_of(self, endpoint: Endpoint) -> int:
+        """Of the table in use; 0 where there is none."""
+        row = self._rows.lookup(_key(endpoint))
+        return SERVICE.unpack(row).table if row else 0
+
+    def _keep(self, place: int, inner: int) -> None:
+        if (old := self._inner.pop(place, None)) is not None:
+            os.close(old)
+        self._inner[place] = os.dup(inner)
 
 
 def slots_of(service: Service) -> bytes:

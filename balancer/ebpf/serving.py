@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 
@@ -13,8 +13,7 @@ from balancer.core.service import Endpoint, Service
 from balancer.ebpf.abi import MAX_NODES
 from balancer.ebpf.routes import NodeRoutes
 from balancer.ebpf.services import PublishedServices
-from balancer.ebpf.tables import MapFlowTable, forget_indexes
-from common.bpf.maps import HashMap
+from balancer.ebpf.tables import MapFlowTable
 from common.config import ConfigError
 from common.net.intake import of_balancer
 from common.net.ownership import OwnedTable, drop_rules
@@ -27,14 +26,16 @@ class Serving:
         core: BalancerCore,
         published: PublishedServices,
         routes: NodeRoutes,
-        connections: Sequence[HashMap],
+        forget: Callable[[Iterable[int]], int],
         logger: logging.Logger,
     ) -> None:
-        """``core`` serves nothing yet. ``connections`` are the maps whose keys are `FlowId`, flows first."""
+        """``core`` serves nothing yet. ``forget`` has all forgotten that is known of the connections of VIP
+        indexes, and says how many flows there were.
+        """
         self._core = core
         self._published = published
         self._routes = routes
-        self._connections = connections
+        self._forget = forget
         self._logger = logger
         self._services: list[Service] = []
         self._tables: dict[Endpoint, OwnedTable] = {}
@@ -88,6 +89,7 @@ class Serving:
         for table in self._tables.values():
             table.close()
         self._tables.clear()
+        self._published.close()
 
     def _withdraw_strangers(self, services: Iterable[Service]) -> None:
         """What the programs serve, perhaps since an earlier run, and shall not, or not with this DSCP or
@@ -104,7 +106,7 @@ class Serving:
         for endpoint in strangers:
             self._published.withdraw(endpoint)
         gone = set(strangers.values())
-        flows, *_ = [forget_indexes(entries, gone) for entries in self._connections]
+        flows = self._forget(gone)
         if flows:
             self._logger.warning("%d flows are forgotten: their services are gone, or others now", flows)
 

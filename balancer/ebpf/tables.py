@@ -5,7 +5,7 @@ same: what is lost is a moment of its activity.
 """
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from balancer.core.connection import Flow, Handshake, Hello
@@ -51,12 +51,6 @@ def _keys_in(entries: HashMap, keys: Keys) -> Iterator[FlowKey]:
     """Those of services that there are."""
     unpacked = (keys.unpack(packed) for packed, _ in entries.items())
     return (key for key in unpacked if key is not None)
-
-
-def forget_indexes(entries: HashMap, vip_indexes: Container[int]) -> int:
-    """Delete all entries of services from a map whose keys are `FlowId`. How many there were."""
-    gone = [key for key, _ in entries.items() if key[_INDEX_AT] in vip_indexes]
-    return sum(map(entries.delete, gone))
 
 
 class MapFlowTable:

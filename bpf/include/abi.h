@@ -105,6 +105,14 @@ struct clock {
 _Static_assert(sizeof(struct clock) == 8, "clock");
 _Static_assert(__builtin_offsetof(struct clock, wall_offset_ns) == 0, "clock.wall_offset_ns");
 
+struct forgetting {
+    __u64 vip_indexes;
+    __u64 flows;
+};
+_Static_assert(sizeof(struct forgetting) == 16, "forgetting");
+_Static_assert(__builtin_offsetof(struct forgetting, vip_indexes) == 0, "forgetting.vip_indexes");
+_Static_assert(__builtin_offsetof(struct forgetting, flows) == 8, "forgetting.flows");
+
 /* [phase][sign]; pairs that are not listed stay */
 const __u8 next_phase[4][8] = {{0, 2, 1, 0, 0, 0, 3, 0}, {1, 2, 1, 2, 0, 1, 3, 1}, {2, 2, 2, 2, 0, 1, 3, 2}, {0, 2, 1, 2, 0, 1, 3, 3}};
 

@@ -202,10 +202,12 @@ _Static_assert(__builtin_offsetof(struct balancer_flow, options) == 39, "balance
 struct route {
     __u32 ifindex;
     __be32 next_hop;
+    __u32 marked;
 };
-_Static_assert(sizeof(struct route) == 8, "route");
+_Static_assert(sizeof(struct route) == 12, "route");
 _Static_assert(__builtin_offsetof(struct route, ifindex) == 0, "route.ifindex");
 _Static_assert(__builtin_offsetof(struct route, next_hop) == 4, "route.next_hop");
+_Static_assert(__builtin_offsetof(struct route, marked) == 8, "route.marked");
 
 struct node_id {
     __be32 node;

@@ -16,6 +16,12 @@ enum state {
     STATE_ADOPTED = 5,
 };
 
+enum standing {
+    STANDING_UNCOUNTED = 0,
+    STANDING_COUNTED = 1,
+    STANDING_LEAVING = 2,
+};
+
 enum counter {
     COUNT_HANDOFF = 0,
     COUNT_SAME_HANDOFF = 1,
@@ -106,8 +112,9 @@ struct bridge_flow {
     __s8 client_shift;
     __u8 state;
     __u8 attempts;
+    __u32 standing;
 };
-_Static_assert(sizeof(struct bridge_flow) == 60, "bridge_flow");
+_Static_assert(sizeof(struct bridge_flow) == 64, "bridge_flow");
 _Static_assert(__builtin_offsetof(struct bridge_flow, client) == 0, "bridge_flow.client");
 _Static_assert(__builtin_offsetof(struct bridge_flow, backend) == 16, "bridge_flow.backend");
 _Static_assert(__builtin_offsetof(struct bridge_flow, client_isn) == 32, "bridge_flow.client_isn");
@@ -120,6 +127,7 @@ _Static_assert(__builtin_offsetof(struct bridge_flow, backend_shift) == 56, "bri
 _Static_assert(__builtin_offsetof(struct bridge_flow, client_shift) == 57, "bridge_flow.client_shift");
 _Static_assert(__builtin_offsetof(struct bridge_flow, state) == 58, "bridge_flow.state");
 _Static_assert(__builtin_offsetof(struct bridge_flow, attempts) == 59, "bridge_flow.attempts");
+_Static_assert(__builtin_offsetof(struct bridge_flow, standing) == 60, "bridge_flow.standing");
 
 struct stash_head {
     __u32 replaced_isn;
@@ -193,14 +201,16 @@ _Static_assert(__builtin_offsetof(struct sweep_result, questions) == 24, "sweep_
 
 struct open_flows {
     __s64 open;
-    __u64 changes;
+    __u64 begun;
+    __u64 done;
     __u64 swept;
     __s64 open_before;
-    __u64 changes_before;
+    __u64 done_before;
 };
-_Static_assert(sizeof(struct open_flows) == 40, "open_flows");
+_Static_assert(sizeof(struct open_flows) == 48, "open_flows");
 _Static_assert(__builtin_offsetof(struct open_flows, open) == 0, "open_flows.open");
-_Static_assert(__builtin_offsetof(struct open_flows, changes) == 8, "open_flows.changes");
-_Static_assert(__builtin_offsetof(struct open_flows, swept) == 16, "open_flows.swept");
-_Static_assert(__builtin_offsetof(struct open_flows, open_before) == 24, "open_flows.open_before");
-_Static_assert(__builtin_offsetof(struct open_flows, changes_before) == 32, "open_flows.changes_before");
+_Static_assert(__builtin_offsetof(struct open_flows, begun) == 8, "open_flows.begun");
+_Static_assert(__builtin_offsetof(struct open_flows, done) == 16, "open_flows.done");
+_Static_assert(__builtin_offsetof(struct open_flows, swept) == 24, "open_flows.swept");
+_Static_assert(__builtin_offsetof(struct open_flows, open_before) == 32, "open_flows.open_before");
+_Static_assert(__builtin_offsetof(struct open_flows, done_before) == 40, "open_flows.done_before");

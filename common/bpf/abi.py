@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 from common.bpf.layout import S64, U8, U32, U64, Be16, Be32, Layout, Pad1, Pad2
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Of all maps. Maps of another version are never used again."""
 
 NO_SCALE = 15
@@ -95,11 +95,21 @@ class Clock(NamedTuple):
     wall_offset_ns: S64
 
 
+class Forgetting(NamedTuple):
+    """What the program `forget_services` is run with."""
+
+    vip_indexes: U64
+    """Bit n stands for index n."""
+    flows: U64
+    """Those that it has forgotten; of a packetbridge, that were not over."""
+
+
 FLOW_ID = Layout(FlowId, "flow_id")
 ENDPOINT = Layout(Endpoint, "endpoint")
 ACTIVITY = Layout(ActivityCell, "activity")
 HANDOFF_KEYS = Layout(HandoffKeys, "handoff_keys")
 CLOCK = Layout(Clock, "clock")
+FORGETTING = Layout(Forgetting, "forgetting")
 
 Activity = Annotated[ActivityCell, ACTIVITY]
-SHARED = (FLOW_ID, ENDPOINT, ACTIVITY, HANDOFF_KEYS, CLOCK)
+SHARED = (FLOW_ID, ENDPOINT, ACTIVITY, HANDOFF_KEYS, CLOCK, FORGETTING)

@@ -8,7 +8,6 @@ import errno
 import os
 import struct
 import sys
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -201,19 +200,6 @@ class ArrayMap(_Map):
         result = self._library.bpf_map_update_elem(self.descriptor, _index(index), value, Update.ANY)
         if result == -errno.E2BIG:
             raise IndexError(index)
-        libbpf.check(result)
-
-    def update_batch(self, values: bytes, first: int = 0) -> None:
-        """Write values that lie one behind the other, from index ``first`` on; each by itself is atomic."""
-        number, rest = divmod(len(values), self.info.value_size)
-        if rest or first < 0 or first + number > self.info.max_entries:
-            raise IndexError(f"{len(values)} bytes from {first} on do not fit {self.info.name}")
-        indexes = array("I", range(first, first + number))
-        count = ctypes.c_uint32(number)
-        address, _ = indexes.buffer_info()
-        result = self._library.bpf_map_update_batch(
-            self.descriptor, address, values, ctypes.byref(count), None
-        )
         libbpf.check(result)
 
 

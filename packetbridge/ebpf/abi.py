@@ -30,6 +30,16 @@ SPLICED = (StateNumber.ECHOING, StateNumber.ESTABLISHED, StateNumber.ADOPTED)
 """Those in which both legs are joined."""
 
 
+class StandingNumber(IntEnum):
+    """How a flow stands in its VIP's `OpenFlows`. Who turns it, by an atomic operation, counts that."""
+
+    UNCOUNTED = 0
+    """Until a program has looked at it, and when it is over."""
+    COUNTED = 1
+    LEAVING = 2
+    """Who has set it removes or replaces the flow."""
+
+
 class ServiceRow(NamedTuple):
     """Value of map `services`, an array whose index is the VIP's: `packetbridge.core.service.Service`."""
 
@@ -62,6 +72,8 @@ class FlowRow(NamedTuple):
     """`StateNumber`."""
     attempts: U8 = 0
     """How often the listener was given the first payload."""
+    standing: U32 = 0
+    """`StandingNumber`."""
 
 
 class StashRow(NamedTuple):
@@ -115,15 +127,17 @@ class OpenFlows(NamedTuple):
     """Value of map `open_flows`, an array whose index is the VIP's."""
 
     open: S64
-    """Flows that are not over. The programs count as they go, each sweep corrects it; for a moment it may be
-    below 0."""
-    changes: U64
-    """How often that was counted up or down."""
+    """Flows that are not over. The programs count as they go; what Python adds and deletes is counted by the
+    next sweep. For a moment it may be below 0."""
+    begun: U64
+    """How often a flow's standing was about to be turned."""
+    done: U64
+    """How often that was, and is counted."""
     swept: U64
     """What the sweep that is running has counted so far."""
     open_before: S64
     """As the sweep began; so is the next."""
-    changes_before: U64
+    done_before: U64
 
 
 class SweepResult(NamedTuple):

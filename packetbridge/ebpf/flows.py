@@ -1,6 +1,6 @@
 """The programs' map of flows, as the rest of the packetbridge sees it."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from common.bpf.abi import FLOW_ID, FlowId, PhaseNumber
 from common.bpf.activity import from_cell
@@ -17,7 +17,6 @@ from packetbridge.ebpf.abi import FLOW, SPLICED, TOMBSTONE, FlowRow, StateNumber
 from packetbridge.ebpf.waiting_room import Openness
 
 _SINCE_SIZE = 4
-_INDEX_AT = FLOW_ID.at("vip_index")
 
 
 class MapFlows:
@@ -53,18 +52,6 @@ class MapFlows:
         self._flows.delete(key)
         self.leave_tombstone(key, row.client_isn, row.balancer_isn, now)
 
-    def bury_all(self, vip_indexes: Container[int], now: float) -> int:
-        """The flows of these VIPs, but for those that open: the next sweeps forget them with their payload.
-
-        Returns how many there were that were not over.
-        """
-        unfinished = 0
-        for key, row in self._rows_of(vip_indexes):
-            if row.state != StateNumber.OPENING and self._flows.delete(key):
-                self.leave_tombstone(key, row.client_isn, row.balancer_isn, now)
-                unfinished += not is_over(row)
-        return unfinished
-
     def leave_tombstone(self, key: bytes, client_isn: int, balancer_isn: int, now: float) -> None:
         """Handoffs of this connection have had their day."""
         name = TombstoneId(*FLOW_ID.unpack(key)[:3], 0, client_isn, balancer_isn)
@@ -77,16 +64,6 @@ class MapFlows:
     def rows(self) -> Iterator[tuple[bytes, FlowRow]]:
         """Those that are there all the while, and some of those that come or go meanwhile."""
         return ((key, FLOW.unpack(data)) for key, data in self._flows.items())
-
-    def open_of_vip(self, vip_index: int) -> int:
-        """How many of its flows are not over. Walks through the whole map."""
-        return sum(not is_over(row) for _, row in self._rows_of({vip_index}))
-
-    def _rows_of(self, vip_indexes: Container[int]) -> Iterator[tuple[bytes, FlowRow]]:
-        """As `rows`; those of other VIPs, of which there may be very many, are not unpacked."""
-        for key, data in self._flows.items():
-            if key[_INDEX_AT] in vip_indexes:
-                yield key, FLOW.unpack(data)
 
     def row(self, key: bytes) -> FlowRow | None:
         data = self._flows.lookup(key)

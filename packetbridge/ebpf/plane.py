@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from common.bpf import residence as residences
 from common.bpf.abi import FLOW_ID, SHARED, FlowId, PhaseNumber
 from common.bpf.attach import Direction
 from common.bpf.counts import read_counts
+from common.bpf.forget import forget
 from common.bpf.maps import ArrayMap, HashMap, PerCpuArray
 from common.bpf.mounting import bpf_directory
 from common.bpf.residence import Place, Plan, Residence, identity
@@ -142,7 +144,7 @@ class _EbpfPlane:
         self._open_flows = ArrayMap(residence.map("open_flows"))
         self._counters = PerCpuArray(residence.map("counters"))
         rows, backends = ArrayMap(residence.map("services")), HashMap(residence.map("backends"))
-        self._served = ServedMaps(rows, backends, self._flows)
+        self._served = ServedMaps(rows, backends, partial(forget, residence.program("forget_services")))
         self._passed_up = passed_up = PassedUp(services, self._flows, limits)
         questions = HashMap(residence.map("questions"))
         asking = Questions(questions, query, services, self._flows, passed_up.counters)
@@ -169,7 +171,7 @@ class _EbpfPlane:
         return probes
 
     def _serve(self) -> None:
-        ended = self._served.serve(self._services.values(), time.monotonic())
+        ended = self._served.serve(self._services.values())
         if ended:
             self._logger.warning("flows of VIPs that are gone are forgotten: %d", ended)
 
@@ -188,8 +190,7 @@ class _EbpfPlane:
 
     def flows_of_vips(self) -> dict[int, int]:
         """As the programs count."""
-        rows = {index: abi.OPEN_FLOWS.unpack(self._open_flows.lookup(index)) for index in self._services}
-        return {index: max(0, row.open) for index, row in rows.items()}
+        return {index: self._open_of_vip(index) for index in self._services}
 
     def reports(self) -> Iterator[FlowReport]:
         return reports(self._flows, self._services, time.monotonic(), wall_clock())
@@ -204,7 +205,7 @@ class _EbpfPlane:
 
     def apply(self, services: Sequence[Service]) -> None:
         """As `Engine.apply`."""
-        refuse_changes(self._services.values(), services, self._flows.open_of_vip)
+        refuse_changes(self._services.values(), services, self._open_of_vip)
         with ExitStack() as failing:
             failing.callback(self._backends.remove, self._backends.add(backends_of(services)))
             self._addresses.take(services, interfaces())
@@ -213,6 +214,9 @@ class _EbpfPlane:
         self._services.update({served.vip_index: served for served in services})
         self._serve()
         self._backends.keep(backends_of(services))
+
+    def _open_of_vip(self, vip_index: int) -> int:
+        return max(0, abi.OPEN_FLOWS.unpack(self._open_flows.lookup(vip_index)).open)
 
     def tend(self) -> list[str]:
         """As `Engine.tend`. Owner tables cannot be changed by others."""

@@ -1,23 +1,23 @@
 """The programs' maps `services` and `backends`, and what their change does to the flows."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from common.bpf.abi import ENDPOINT, MAX_SERVICES, Endpoint
 from common.bpf.maps import ArrayMap, HashMap
 from packetbridge.core.service import Service
 from packetbridge.ebpf.abi import INDEX_SIZE, SERVICE, ServiceRow
-from packetbridge.ebpf.flows import MapFlows
 
 _UNUSED = bytes(SERVICE.size)
 
 
 class ServedMaps:
-    def __init__(self, rows: ArrayMap, backends: HashMap, flows: MapFlows) -> None:
+    def __init__(self, rows: ArrayMap, backends: HashMap, forget: Callable[[Iterable[int]], int]) -> None:
+        """``forget`` buries the flows of VIP indexes, and says how many there were."""
         self._rows = rows
         self._backends = backends
-        self._flows = flows
+        self._forget = forget
 
-    def serve(self, services: Iterable[Service], now: float) -> int:
+    def serve(self, services: Iterable[Service]) -> int:
         """These, from now on, instead of what the maps say. Flows of all others are buried; returns how many
         there were.
 
@@ -29,7 +29,7 @@ class ServedMaps:
         for index, served in gone.items():
             self._rows.update(index, _UNUSED)
             self._backends.delete(_endpoint(served))
-        buried = self._flows.bury_all(gone, now) if gone else 0
+        buried = self._forget(gone) if gone else 0
         for served in after - before:
             index = served.vip_index
             self._rows.update(index, SERVICE.pack(_row_of(served)))

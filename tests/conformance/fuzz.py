@@ -15,22 +15,22 @@ from tests.conformance.loaded import own_namespace
 from tests.conformance.packetbridge import fuzz as packetbridge
 from tests.conformance.packetbridge.planes import Programs as BridgePrograms
 
-FEWEST = 5
-"""Conversations, however slow the machine is."""
-
 
 class Runs(Protocol):
     def run(self) -> None: ...
 
 
-def conversations(begin: Callable[[int], Runs], seconds: float, first_seed: int = 0) -> int:
-    """At least `FEWEST` of them, and as many as begin within the time. Returns how many there were.
+def conversations(
+    begin: Callable[[int], Runs], seconds: float, *, first_seed: int = 0, fewest: int = 5
+) -> int:
+    """At least ``fewest`` of them, however slow the machine is, and as many as begin within the time. Returns
+    how many there were.
 
     AssertionError, with the seed, where the planes differ.
     """
     end = time.monotonic() + seconds
     seed = first_seed
-    while time.monotonic() < end or seed < first_seed + FEWEST:
+    while time.monotonic() < end or seed < first_seed + fewest:
         try:
             begin(seed).run()
         except Exception as error:
@@ -52,7 +52,7 @@ def main() -> None:
             ("packetbridge", lambda seed: packetbridge.Conversation(seed, bridges)),
         ):
             try:
-                count = conversations(begin, arguments.seconds, arguments.seed)
+                count = conversations(begin, arguments.seconds, first_seed=arguments.seed)
             except AssertionError as error:
                 print(f"{name}, {error}", file=sys.stderr)
                 failed = True

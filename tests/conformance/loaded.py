@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from common.bpf.maps import ArrayMap, HashMap
 from common.bpf.objects import BpfObject, Constants, object_path
+from tests.bpf.arrays import clear_array
 from tests.root.namespaces import Namespace
 
 LINK = bytes.fromhex("000000000000 020000000001 0800")
@@ -56,7 +57,7 @@ class Loads:
         for name in names:
             if name == "limits":
                 array = self.array_map(name)
-                array.update_batch(bytes(array.info.value_size * array.info.max_entries))
+                clear_array(array)
                 continue
             entries = self.hash_map(name)
             for key, _ in list(entries.items()):

@@ -29,11 +29,13 @@ struct lookups {
 
 static __always_inline __be32 node_in_slot(__u32 number, __u64 hash)
 {
-    __u32 slot = hash % MAGLEV_SIZE;
-    void *table = bpf_map_lookup_elem(&tables, &number);
-    __be32 *node = table ? bpf_map_lookup_elem(table, &slot) : NULL;
+    __u64 slot = hash % MAGLEV_SIZE;
+    __u32 first = 0;
+    void *inner = bpf_map_lookup_elem(&tables, &number);
+    struct maglev_table *table = inner ? bpf_map_lookup_elem(inner, &first) : NULL;
 
-    return node ? *node : 0;
+    asm volatile("" : "+r"(slot)); /* has the compiler keep the comparison, which the verifier wants */
+    return table && slot < MAGLEV_SIZE ? table->slots[slot] : 0;
 }
 
 /* What may seem negative while Python writes is none. */

@@ -24,14 +24,19 @@ struct {
     __type(value, struct balancer_service);
 } services SEC(".maps");
 
-struct maglev {
-    __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, MAGLEV_SIZE);
-    __type(key, __u32);
-    __type(value, __be32);
+struct maglev_table {
+    /* A node's address in each slot. */
+    __be32 slots[MAGLEV_SIZE];
 };
 
-/* A slot is a node's address. */
+/* One table, as one value: so it is written at once. */
+struct maglev {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __uint(key_size, sizeof(__u32));
+    __uint(value_size, sizeof(struct maglev_table));
+};
+
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
     __uint(max_entries, TABLES);

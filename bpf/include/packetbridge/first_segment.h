@@ -75,10 +75,8 @@ static __noinline int forward_first(struct __sk_buff *skb, struct passage *p, co
 static __always_inline int forward_first_again(struct __sk_buff *skb, struct passage *p,
                                                const struct handoff *offered)
 {
-    int was_over = is_over(p->flow);
-
     count(COUNT_SAME_HANDOFF);
     observe_first(&p->flow->client, p, offered);
-    count_if_changed(&p->id, was_over, is_over(p->flow));
+    flow_settle(&p->id, p->flow);
     return forward_first(skb, p, offered);
 }

@@ -111,8 +111,7 @@ static __noinline int forward_to_client(struct __sk_buff *skb, struct passage *p
 static __always_inline void observe(struct passage *p, struct activity *end)
 {
     const struct frame *f = p->was;
-    int was_over = is_over(p->flow);
 
     activity_observe(end, bpf_ntohl(f->tcp.seq), frame_flags(f), f->payload, now_seconds());
-    count_if_changed(&p->id, was_over, is_over(p->flow));
+    flow_settle(&p->id, p->flow);
 }

@@ -31,6 +31,8 @@ _Static_assert(sizeof(struct stash) == sizeof(struct stash_head) + STASH_PAYLOAD
 
 /* Hides from the compiler where a number comes from, so that the verifier sees it compared and used alike. */
 #define OPAQUE(number) asm volatile("" : "+r"(number))
+/* What stands before it is read and written first, as far as the compiler goes. */
+#define COMPILER_BARRIER() asm volatile("" ::: "memory")
 
 /* A payload's size for a helper: *bounded is 1 to STASH_PAYLOAD, as the verifier of any kernel sees. 0, or -1
  * where the size is not. */

@@ -63,6 +63,23 @@ static __always_inline void fill_head(struct stash_head *head, const struct hand
     };
 }
 
+/* Puts the flow into the map, in the place of `p->flow` if there is one that no other CPU has claimed. 0, or a
+ * negative error. */
+static __always_inline long flow_put(struct passage *p, const struct bridge_flow *made)
+{
+    struct open_flows *of_vip = turning(&p->id);
+    __u32 stood = p->flow ? flow_claim(p->flow) : STANDING_LEAVING;
+    int replaces = stood != STANDING_LEAVING;
+    long error = bpf_map_update_elem(&flows, &p->id, made, replaces ? BPF_EXIST : BPF_NOEXIST);
+
+    if (p->flow && replaces && error && error != -ENOENT)
+        p->flow->standing = stood;
+    if (!error && !replaces)
+        count(COUNT_FLOWS_ADDED);
+    turned(of_vip, error || stood == STANDING_COUNTED ? 0 : 1);
+    return error;
+}
+
 /* Puts the flow, made in scratch, into the map, in the place of `p->flow` if there is one, whose connection
  * is buried. 0, or the counter of the reason against it. */
 static __always_inline int flow_begin(struct passage *p, const struct admitted *admitted, enum state state)
@@ -71,7 +88,6 @@ static __always_inline int flow_begin(struct passage *p, const struct admitted *
     struct bridge_flow *made = &p->scratch->flow;
     __u32 replaced_client = p->flow ? p->flow->client_isn : 0;
     __u32 replaced_balancer = p->flow ? p->flow->balancer_isn : 0;
-    int had_none_open = !p->flow || is_over(p->flow);
     long error;
 
     *made = (struct bridge_flow){
@@ -80,11 +96,12 @@ static __always_inline int flow_begin(struct passage *p, const struct admitted *
         .time = admitted->time,
         .state = state,
         .attempts = state == STATE_ADOPTING,
+        .standing = STANDING_COUNTED,
     };
     activity_begin(&made->client, offered->seq + 1, now_seconds());
     activity_begin(&made->backend, state == STATE_ADOPTING ? offered->ack + 1 : 0, now_seconds());
     observe_first(&made->client, p, offered);
-    error = bpf_map_update_elem(&flows, &p->id, made, p->flow ? BPF_EXIST : BPF_NOEXIST);
+    error = flow_put(p, made);
     if (error == -EEXIST)
         return COUNT_SAME_HANDOFF; /* a copy of it, on another CPU at this moment */
     if (error) {
@@ -93,9 +110,6 @@ static __always_inline int flow_begin(struct passage *p, const struct admitted *
     }
     if (p->flow)
         bury(&p->id, replaced_client, replaced_balancer);
-    else
-        count(COUNT_FLOWS_ADDED);
-    count_if_changed(&p->id, had_none_open, 0);
     return 0;
 }
 
@@ -103,14 +117,16 @@ static __always_inline int flow_begin(struct passage *p, const struct admitted *
 static __always_inline int opening_begin(struct passage *p, const struct admitted *admitted)
 {
     int reason = flow_begin(p, admitted, STATE_OPENING);
+    struct bridge_flow *begun;
 
     if (reason)
         return reason;
-    if (bpf_map_update_elem(&stash, &p->id, &p->scratch->stash, BPF_ANY)) {
-        flow_forget(&p->id, &p->scratch->flow);
-        return COUNT_WAITING_FULL;
-    }
-    return 0;
+    if (!bpf_map_update_elem(&stash, &p->id, &p->scratch->stash, BPF_ANY))
+        return 0;
+    begun = bpf_map_lookup_elem(&flows, &p->id);
+    if (begun)
+        flow_forget(&p->id, begun);
+    return COUNT_WAITING_FULL;
 }
 
 /* A valid handoff of an unknown flow, or of a later connection than `p->flow`'s: the packet becomes the

@@ -21,8 +21,6 @@
 #include "rewrite.h"
 #include "tcp_options.h"
 
-#define COMPILER_BARRIER() asm volatile("" ::: "memory")
-
 /* For what the handoff says of the client leg and the SYN-ACK of the backend leg. */
 static __always_inline void join(struct bridge_flow *flow, const struct stash_head *begun,
                                  const struct frame *syn_ack, const struct said *said)

@@ -32,12 +32,13 @@ static __always_inline int is_idle(const struct bridge_flow *flow, __u32 now)
 
 /* A flow that is left. */
 static __always_inline void sweep_counts(struct sweep *sweep, const struct flow_id *id,
-                                         const struct bridge_flow *flow)
+                                         struct bridge_flow *flow)
 {
     struct open_flows *of_vip = open_flows_of(id);
 
+    flow_settle(id, flow);
     sweep->result.flows++;
-    if (of_vip && !is_over(flow))
+    if (of_vip && flow->standing == STANDING_COUNTED)
         of_vip->swept++;
 }
 
@@ -71,14 +72,15 @@ static long begin_open(__u32 vip_index, void *context)
     (void)context;
     if (of_vip) {
         of_vip->swept = 0;
-        of_vip->changes_before = of_vip->changes;
+        of_vip->done_before = of_vip->done;
+        COMPILER_BARRIER();
         of_vip->open_before = of_vip->open;
     }
     return 0;
 }
 
-/* A flow that has begun or ended during the sweep may have been seen or not. What was swept differs from
- * what had been counted by no more than that, or else the count is wrong by the rest. */
+/* A flow whose standing was turned during the sweep may have been seen before or after. What was swept differs
+ * from what had been counted by no more than that, or else Python has deleted flows: the rest. */
 static long correct_open(__u32 vip_index, void *context)
 {
     struct open_flows *of_vip = bpf_map_lookup_elem(&open_flows, &vip_index);
@@ -87,7 +89,7 @@ static long correct_open(__u32 vip_index, void *context)
     (void)context;
     if (!of_vip)
         return 0;
-    changes = of_vip->changes - of_vip->changes_before;
+    changes = of_vip->begun - of_vip->done_before;
     excess = (__s64)of_vip->swept - of_vip->open_before;
     if (excess > changes)
         __sync_fetch_and_add(&of_vip->open, excess - changes);

@@ -4,7 +4,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 
 from balancer.core.classify import check_flags, classify
@@ -231,8 +231,8 @@ class Programs:
 
     def _serve(self, service: Service) -> None:
         self._loads.clear("services", "routes")
-        published = PublishedServices(self._loads.hash_map("services"), MapOfMaps(self._loads.map("tables")))
-        with ExitStack() as drafting:
+        rows, tables = self._loads.hash_map("services"), MapOfMaps(self._loads.map("tables"))
+        with closing(PublishedServices(rows, tables)) as published, ExitStack() as drafting:
             for draft in published.draft([service], drafting):
                 published.publish(draft, NODE_MTU)
         for node in service.nodes.values():

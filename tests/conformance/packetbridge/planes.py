@@ -30,6 +30,7 @@ from packetbridge.ebpf.flows import MapFlows, backend_key, index_of, key_of_back
 from packetbridge.ebpf.passed_up import PassedUp
 from packetbridge.ebpf.questions import Questions
 from packetbridge.ebpf.served import ServedMaps
+from tests.bpf.arrays import clear_array
 from tests.conformance import loaded
 from tests.conformance.loaded import LINK, NS, REDIRECT, SHOT, TUN_LINK, UNSPEC, Loads
 from tests.conformance.oracle import PREVIOUS_TAG_KEY, START, TAG_KEY, WALL
@@ -134,7 +135,7 @@ class _Clones:
     def __init__(self) -> None:
         self._tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_PROTOCOLS))
         self._tap.bind(("lo", _ALL_PROTOCOLS))
-        self._tap.settimeout(10)
+        self._tap.settimeout(60)
 
     def taken(self) -> list[bytes]:
         """Without link headers."""
@@ -176,11 +177,11 @@ class Programs:
         self._clones.taken()
         self._loads.clear("flows", "stash", "tombstones", "questions", "backends", "limits")
         rows = self._loads.array_map("services")
-        rows.update_batch(bytes(rows.info.value_size * rows.info.max_entries))
+        clear_array(rows)
         self.now = START
         self._services = {service.vip_index: service for service in services}
         self.flows = MapFlows(self._loads.hash_map("flows"), self._loads.hash_map("tombstones"))
-        ServedMaps(rows, self._loads.hash_map("backends"), self.flows).serve(services, self.now)
+        ServedMaps(rows, self._loads.hash_map("backends"), lambda _: 0).serve(services)
         self._python = PassedUp(self._services, self.flows, self._limits)
         self._counted = self._counts()
         self.passed_up = 0

@@ -142,6 +142,10 @@ class Programs:
         context = SkBuff(ifindex=1, gso_size=gso_size)
         return run_packet(self._object.program("ingress"), LINK + packet, context, repeat=repeat)
 
+    def program(self, name: str) -> int:
+        """Its descriptor, until the next `set_time`."""
+        return self._object.program(name)
+
     def sweep(self) -> abi.SweepResult:
         run_syscall(self._object.program("sweep"))
         return abi.SWEEP_RESULT.unpack(ArrayMap(self._object.map("sweep_result")).lookup(0))
@@ -152,6 +156,7 @@ class Programs:
         return Counter({each.name.lower(): counters.sums(each)[0] for each in abi.Counter})
 
     def close(self) -> None:
+        self.published.close()
         self._object.close()
         self._maps.close()
 

@@ -27,6 +27,7 @@ from packetbridge.core.engine import PacketbridgeCore
 from packetbridge.core.service import Limits, Service, Timeouts
 from packetbridge.ebpf.abi import FLOW, OPEN_FLOWS, SERVICE, SWEEP_RESULT, FlowRow, ServiceRow, SweepResult
 from packetbridge.ebpf.abi import Counter as Count
+from tests.bpf.arrays import clear_array
 from tests.root.namespaces import Namespace
 from tests.unit.packetbridge import scene
 from tests.unit.wire.packets import RST, Described, built
@@ -120,6 +121,10 @@ class Programs:
     def hash_map(self, name: str) -> HashMap:
         return HashMap(self.map(name))
 
+    def program(self, name: str) -> int:
+        """Its descriptor, until the next `set_time`."""
+        return self._object.program(name)
+
     @property
     def flows(self) -> HashMap:
         return self.hash_map("flows")
@@ -138,13 +143,10 @@ class Programs:
             found = HashMap(self.map(name))
             for key, _ in list(found.items()):
                 found.delete(key)
-        rows = ArrayMap(self.map("services"))
-        rows.update_batch(bytes(rows.info.value_size * rows.info.max_entries))
+        for name in ("services", "limits", "open_flows"):
+            clear_array(ArrayMap(self.map(name)))
         for service in services:
             self._serve(service)
-        for name in ("limits", "open_flows"):
-            zeroed = ArrayMap(self.map(name))
-            zeroed.update_batch(bytes(zeroed.info.value_size * zeroed.info.max_entries))
         self._counted += self.counts()
 
     def set_time(self, now: float, wall: int) -> None:

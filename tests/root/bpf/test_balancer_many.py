@@ -3,12 +3,17 @@
 import pytest
 
 from balancer.core.service import Limits, Service, Timeouts, make_nodes
+from balancer.ebpf.abi import ROUTE
+from common.bpf.abi import FLOW_ID
+from common.bpf.forget import forget
+from common.bpf.run import run_syscall
 from common.hashing.request_key import KeySpec
 from tests.root.bpf.balancer_twin import Twin
 from tests.unit.balancer.scene import ACK, FIN, GET, VIP, Client, connected, forwarded, make_service, packed
 
 pytestmark = pytest.mark.root
 
+_INDEX_AT = FLOW_ID.at("vip_index")
 LIMITS = Limits(flows=100, verified=100, half_open=100)
 NODES = {80: "192.168.33.21", 8080: "192.168.33.22"}
 
@@ -33,6 +38,31 @@ def test_one_client_port_has_a_flow_of_its_own_at_each_service() -> None:
             assert twin.receive(packet) == [forwarded(packet, NODES[service.port], service.vip_index)]
         assert len(dict(twin.programs.map("flows").items())) == 2
         twin.check_tables()
+
+
+def test_connections_of_a_service_that_is_gone_are_forgotten_and_the_others_stay() -> None:
+    names = ("flows", "half_open", "verified", "claims")
+    with Twin(FIRST, SECOND, limits=LIMITS) as twin:
+        both(twin)
+        for service in (FIRST, SECOND):
+            Client(twin, port=50_001, service_port=service.port).connect()
+            Client(twin, port=50_002, service_port=service.port).connect().send(GET[:9])
+            Client(twin, port=50_003, service_port=service.port, stamps=False).greet()
+        before = {name: dict(twin.programs.map(name).items()) for name in names}
+        assert forget(twin.programs.program("forget_services"), [SECOND.vip_index, 7]) == 1
+        for name in names:
+            left = {key: row for key, row in before[name].items() if key[_INDEX_AT] == FIRST.vip_index}
+            assert len(left) == len(before[name]) / 2 > 0
+            assert dict(twin.programs.map(name).items()) == left
+
+
+def test_routes_of_nodes_that_have_flows_are_marked() -> None:
+    with Twin(FIRST, SECOND, limits=LIMITS) as twin:
+        connected(twin, service_port=FIRST.port)
+        run_syscall(twin.programs.program("mark_routes"))
+        rows = {node: ROUTE.unpack(row) for node, row in twin.programs.map("routes").items()}
+        assert [node for node, row in rows.items() if row.marked] == [packed(NODES[FIRST.port])]
+        assert len(rows) > 1
 
 
 def test_what_is_passed_up_finds_its_service() -> None:

@@ -46,11 +46,11 @@ def forget(made: Residence, place: Place) -> None:
 
 
 def ping(hosts: Hosts) -> None:
-    hosts.client.run(f"ping -c 1 -W 2 {MIDDLE}")
+    hosts.client.run(f"ping -c 1 -W 10 {MIDDLE}")
 
 
 def ping_behind(hosts: Hosts) -> None:
-    hosts.server.run("ping -c 1 -W 2 10.98.2.1")
+    hosts.server.run("ping -c 1 -W 10 10.98.2.1")
 
 
 def attached(hosts: Hosts) -> list[str]:

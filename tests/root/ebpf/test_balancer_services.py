@@ -2,6 +2,7 @@
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from balancer.core.service import NonHttp, Service
 from balancer.ebpf.abi import SERVICE, ServiceRow
-from balancer.ebpf.services import PublishedServices, service_row
+from balancer.ebpf.services import QUIET_SECONDS, PublishedServices, service_row
 from common.bpf import libbpf
 from common.bpf.maps import ArrayMap, HashMap, MapOfMaps
 from common.bpf.objects import BpfObject, object_path
@@ -48,8 +49,9 @@ class Maps:
         assert found is not None
         descriptor = libbpf.check(libbpf.library().bpf_map_get_fd_by_id(found))
         try:
-            table = ArrayMap(descriptor)
-            return found, [table.lookup(slot) for slot in range(SLOTS)]
+            table = ArrayMap(descriptor).lookup(0)
+            assert len(table) == 4 * SLOTS
+            return found, [table[at : at + 4] for at in range(0, len(table), 4)]
         finally:
             os.close(descriptor)
 
@@ -59,7 +61,9 @@ def maps() -> Iterator[Maps]:
     constants = {"link_header_size": 14}
     entries = dict.fromkeys(("flows", "verified", "half_open", "claims"), 16)
     with BpfObject(object_path("balancer"), constants=constants, max_entries=entries) as loaded:
-        yield Maps(loaded)
+        made = Maps(loaded)
+        yield made
+        made.published.close()
 
 
 @pytest.mark.parametrize("names", [("node1",), ("node1", "node3"), ()], ids=["one", "two", "all"])
@@ -95,6 +99,50 @@ def test_the_same_table_is_not_made_again(maps: Maps) -> None:
     assert maps.table(TABLE)[0] == table
 
 
+def test_a_table_that_has_long_been_out_of_use_is_written_anew_where_it_is(maps: Maps) -> None:
+    maps.publish(make_service("node1"))
+    first, (map_of_first, _) = maps.row().table, maps.table(maps.row().table)
+    maps.publish(make_service("node2"))
+    time.sleep(1.1 * QUIET_SECONDS)
+    with ExitStack() as drafting:
+        (draft,) = maps.published.draft([make_service("node3")], drafting)
+        assert maps.table(maps.row().table)[1][0] == packed(NODES["node2"]), "in use"
+        maps.published.publish(draft, MTU)
+    assert maps.row().table == first
+    assert maps.table(first) == (map_of_first, [packed(NODES["node3"])] * SLOTS)
+
+
+def test_a_table_that_programs_may_still_read_is_not_written_but_replaced(maps: Maps) -> None:
+    maps.publish(make_service("node1"))
+    first, (map_of_first, _) = maps.row().table, maps.table(maps.row().table)
+    maps.publish(make_service("node2"))
+    maps.published._left[first] = time.monotonic()
+    maps.publish(make_service("node3"))
+    assert maps.row().table == first
+    assert maps.table(first)[0] != map_of_first
+
+
+def test_a_service_that_takes_over_an_index_does_not_write_the_table_in_use(maps: Maps) -> None:
+    old, new = make_service("node1"), make_service("node2")._replace(port=8080)
+    maps.publish(old)
+    with ExitStack() as drafting:
+        (draft,) = maps.published.draft([new], drafting)
+        assert maps.table(maps.row().table)[1][0] == packed(NODES["node1"])
+        maps.published.withdraw(old.endpoint)
+        maps.published.publish(draft, MTU)
+    assert maps.table(maps.row(8080).table)[1][0] == packed(NODES["node2"])
+
+
+def test_a_service_that_is_withdrawn_and_served_again_keeps_its_table(maps: Maps) -> None:
+    service = make_service("node1")
+    maps.publish(service)
+    with ExitStack() as drafting:
+        (draft,) = maps.published.draft([service], drafting)
+        maps.published.withdraw(service.endpoint)
+        maps.published.publish(draft, MTU)
+    assert maps.table(maps.row().table)[1][0] == packed(NODES["node1"])
+
+
 def test_two_services_have_tables_of_their_own(maps: Maps) -> None:
     other = make_service("node2")._replace(port=8080, vip_index=9)
     maps.publish(make_service("node1"), other)
@@ -115,6 +163,7 @@ def test_service_without_nodes_has_no_table_until_it_has_nodes_again(maps: Maps)
 def test_a_service_of_an_earlier_run_gets_its_new_table_in_the_other_place(maps: Maps) -> None:
     maps.publish(make_service("node1"))
     first = maps.row().table
+    maps.published.close()
     maps.published = PublishedServices(maps.rows, maps.tables)
     maps.publish(make_service("node2"))
     assert maps.row().table != first

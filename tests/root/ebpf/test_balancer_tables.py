@@ -12,7 +12,7 @@ import pytest
 from balancer.core.connection import Flow, Handshake, Hello
 from balancer.core.service import Service, Services
 from balancer.ebpf import abi
-from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifiedTable, forget_indexes
+from balancer.ebpf.tables import Keys, MapFlowTable, MapHalfOpenTable, MapVerifiedTable
 from common.bpf.abi import FLOW_ID
 from common.bpf.maps import HashMap
 from common.tables import Aging, TableFullError
@@ -259,14 +259,12 @@ def two_services(service: Service) -> tuple[Service, Service, bytes]:
     return service, other, KEY[:10] + (8080).to_bytes(2, "big")
 
 
-def test_services_share_the_table_and_only_one_of_them_is_forgotten(flows: HashMap, service: Service) -> None:
+def test_services_share_the_table(flows: HashMap, service: Service) -> None:
     one, other, other_key = two_services(service)
     table = MapFlowTable(flows, Services([one, other]))
     table.put_if_absent(KEY, make_flow(one))
     table.put_if_absent(other_key, make_flow(other))
     assert {key for key, _ in table.items()} == set(table.keys()) == {KEY, other_key}
-    assert forget_indexes(flows, {9, 10}) == 1
-    assert [key for key, _ in table.items()] == [KEY]
 
 
 def test_flows_of_a_service_that_is_gone_are_not_seen(flows: HashMap, service: Service) -> None:

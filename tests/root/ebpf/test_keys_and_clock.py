@@ -95,13 +95,18 @@ def wall_seconds(wall: ArrayMap) -> float:
 
 def test_programs_have_the_time_of_day(wall: ArrayMap) -> None:
     set_clock(wall)
+    before = date_seconds()
+    said = wall_seconds(wall)
+    assert before <= said <= date_seconds()
+
+
+def date_seconds() -> float:
     said = subprocess.run(["date", "+%s.%N"], capture_output=True, text=True, check=True, timeout=20).stdout
-    assert wall_seconds(wall) - float(said) < 1
-    assert wall_seconds(wall) >= float(said)
+    return float(said)
 
 
 @pytest.mark.parametrize("step", [3600, -3600])
-def test_a_step_of_the_clock_is_followed_within_a_second(
+def test_a_step_of_the_clock_is_followed_soon(
     wall: ArrayMap, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Setting this host's clock would disturb all others on it, so the process is told another time."""
@@ -112,8 +117,9 @@ def test_a_step_of_the_clock_is_followed_within_a_second(
             nursery.start_soon(keep_clock, wall)
             await trio.sleep(0.1)
             monkeypatch.setattr(time, "time_ns", lambda: real() + step * 10**9)
-            await trio.sleep(1.2)
+            with trio.fail_after(20):
+                while wall_seconds(wall) != pytest.approx(real() / 1e9 + step, abs=0.5):  # noqa: ASYNC110
+                    await trio.sleep(0.05)
             nursery.cancel_scope.cancel()
 
     trio.run(follow)
-    assert wall_seconds(wall) == pytest.approx(real() / 1e9 + step, abs=0.5)

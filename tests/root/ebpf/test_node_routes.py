@@ -20,7 +20,7 @@ pytestmark = pytest.mark.root
 
 BEHIND = IPv4Address("10.77.0.1")
 """A node that no interface has on its link."""
-SECONDS = 2
+SECONDS = 30
 """In which a change must have been followed."""
 
 
@@ -32,7 +32,11 @@ def routes() -> Iterator[HashMap]:
 
 def row(interface: str | None, next_hop: IPv4Address) -> bytes:
     index = socket.if_nametoindex(interface) if interface else 0
-    return index.to_bytes(4, "little") + next_hop.packed
+    return index.to_bytes(4, "little") + next_hop.packed + bytes(4)
+
+
+def nothing() -> None:
+    pass
 
 
 def test_each_node_has_its_interface_and_next_hop(hosts: Hosts, routes: HashMap) -> None:
@@ -105,9 +109,38 @@ def test_an_mtu_that_has_changed_is_told(hosts: Hosts, routes: HashMap) -> None:
             kept = NodeRoutes(routes, [SERVER])
             told: list[int] = []
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(kept.follow, watch, lambda: told.append(kept.mtu))
+                nursery.start_soon(kept.follow, watch, lambda: told.append(kept.mtu), nothing)
                 hosts.middle.run("ip link set m1 mtu 1400")
                 await seen(lambda: told[-1:] == [1400])
+                nursery.cancel_scope.cancel()
+
+    trio.run(follow)
+
+
+def test_node_that_is_configured_no_more_is_forgotten_when_it_has_no_flows(
+    hosts: Hosts, routes: HashMap
+) -> None:
+    with_flows = {SERVER.packed}
+
+    def mark() -> None:
+        for node in with_flows:
+            found = routes.lookup(node)
+            assert found is not None
+            routes.update(node, found[:8] + b"\1\0\0\0")
+
+    async def follow() -> None:
+        with closing(NetworkWatch()) as watch:
+            kept = NodeRoutes(routes, [CLIENT, SERVER, BEHIND])
+            kept.serve([CLIENT])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(kept.follow, watch, nothing, mark)
+                hosts.middle.run("ip link set m1 mtu 1400")
+                await seen(lambda: {key for key, _ in routes.items()} == {CLIENT.packed, SERVER.packed})
+                with_flows.clear()
+                hosts.middle.run("ip link set m1 mtu 1300")
+                await seen(lambda: {key for key, _ in routes.items()} == {CLIENT.packed})
+                kept.serve([CLIENT, SERVER])
+                assert routes.lookup(SERVER.packed) == row("m1", SERVER)
                 nursery.cancel_scope.cancel()
 
     trio.run(follow)
@@ -148,7 +181,7 @@ def test_a_change_is_followed(hosts: Hosts, routes: HashMap, change: str) -> Non
             kept = NodeRoutes(routes, [BEHIND])
             assert routes.lookup(BEHIND.packed) == row("m1", SERVER)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(kept.follow, watch, lambda: None)
+                nursery.start_soon(kept.follow, watch, nothing, nothing)
                 act(hosts)
                 await seen(lambda: routes.lookup(BEHIND.packed) == expected)
                 nursery.cancel_scope.cancel()
@@ -164,10 +197,13 @@ async def seen(holds: Callable[[], bool]) -> None:
     pytest.fail("the change was not followed")
 
 
-async def wakes(watch: NetworkWatch, act: Callable[[], object]) -> bool:
+NO_NEWS_SECONDS = 0.5
+
+
+async def wakes(watch: NetworkWatch, act: Callable[[], object], seconds: float = 20.0) -> bool:
     """Whether the watch speaks of what ``act`` does."""
     wait: Callable[[], Awaitable[None]] = watch.changed
-    with trio.move_on_after(0.5):
+    with trio.move_on_after(seconds):
         act()
         await wait()
         return True
@@ -189,7 +225,8 @@ async def wakes(watch: NetworkWatch, act: Callable[[], object]) -> bool:
 def test_watch_wakes_for_links_addresses_routes_and_rules(hosts: Hosts, command: str, is_news: bool) -> None:
     async def watching() -> bool:
         with closing(NetworkWatch()) as watch:
-            return await wakes(watch, lambda: hosts.middle.run(command))
+            patience = {} if is_news else {"seconds": NO_NEWS_SECONDS}
+            return await wakes(watch, lambda: hosts.middle.run(command), **patience)
 
     assert trio.run(watching) == is_news
 
@@ -199,7 +236,7 @@ def test_watch_speaks_once_of_a_bundle_of_changes_and_of_those_before_it_was_ask
         with closing(NetworkWatch()) as watch:
             for number in range(5):
                 hosts.middle.run(f"ip route add 10.77.{number}.0/24 via {SERVER}")
-            return await wakes(watch, lambda: None), await wakes(watch, lambda: None)
+            return await wakes(watch, lambda: None), await wakes(watch, lambda: None, NO_NEWS_SECONDS)
 
     assert trio.run(watching) == (True, False)
 
@@ -212,7 +249,7 @@ def test_watch_survives_more_changes_than_there_was_room_for(hosts: Hosts) -> No
         with closing(NetworkWatch()) as watch:
             watch._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             flood(hosts, lines)
-            after_flood = await wakes(watch, lambda: None), await wakes(watch, lambda: None)
+            after_flood = await wakes(watch, lambda: None), await wakes(watch, lambda: None, NO_NEWS_SECONDS)
             return *after_flood, await wakes(watch, lambda: hosts.middle.run("ip link set m0 mtu 1400"))
 
     assert trio.run(watching) == (True, False, True)

@@ -104,8 +104,8 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 @pytest.fixture
 def services() -> Iterator[ArrayMap]:
     descriptor = create_array("services", abi.SERVICE.size, MAX_SERVICES)
-    with hash_map(ENDPOINT.size, abi.INDEX_SIZE) as backends, bridge_maps() as maps:
-        ServedMaps(ArrayMap(descriptor), backends, maps.table).serve([SERVICE, OTHER_SERVICE], 0.0)
+    with hash_map(ENDPOINT.size, abi.INDEX_SIZE) as backends:
+        ServedMaps(ArrayMap(descriptor), backends, lambda _: 0).serve([SERVICE, OTHER_SERVICE])
     yield ArrayMap(descriptor)
     os.close(descriptor)
 

@@ -114,6 +114,21 @@ def test_flow_of_a_service_that_is_not_there_any_more_is_buried(maps: BridgeMaps
     assert maps.flows.count() == 0
 
 
+def test_flow_that_is_another_one_when_the_answer_comes_is_not_touched(
+    maps: BridgeMaps, query: SocketQuery
+) -> None:
+    maps.put(StateNumber.ESTABLISHED)
+    maps.questions.update(KEY, SEEN.to_bytes(4, "little"))
+    asking = Questions(maps.questions, query, {1: OURS}, maps.table, Counters())
+    questions = asking.take()
+    later = FLOW.pack(row(StateNumber.ESTABLISHED)._replace(client_isn=CI + 7))
+    maps.flows.update(KEY, later)
+    for existing in (set(), {backend_key(OURS, KEY)}):
+        asking.settle(questions, existing, NOW)
+        assert dict(maps.flows.items()) == {KEY: later}
+    assert maps.tombstones.count() == 0
+
+
 def test_flow_of_which_the_kernel_says_nothing_is_kept(maps: BridgeMaps, query: SocketQuery) -> None:
     maps.put(StateNumber.ESTABLISHED)
     query.close()
