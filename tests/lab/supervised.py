@@ -2,7 +2,6 @@
 of its choice.
 """
 
-import shlex
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Self
 
 import pytest
 
-from lab import Lab, Process, testbed
+from lab import Lab, Process
 
 WATCHDOG_SECONDS = 1.5
 
@@ -63,21 +62,6 @@ def environment(added: Mapping[str, str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in added.items():
             patch.setenv(name, value)
-        yield
-
-
-@contextmanager
-def wrapped(script: str, directory: Path) -> Iterator[None]:
-    """What is started meanwhile of the balancer and packetbridge is ``script`` of the shell, in which `$@` is
-    the daemon's command line.
-    """
-    programs = {name: testbed.daemon_program(name) for name in ("balancer", "packetbridge")}
-    for name, program in programs.items():
-        wrapper = directory / name
-        wrapper.write_text(f'#!/bin/sh\nset -- {shlex.quote(str(program))} "$@"\n{script}\n')
-        wrapper.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(testbed, "daemon_program", lambda name: directory / name)
         yield
 
 

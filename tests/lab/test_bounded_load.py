@@ -8,7 +8,6 @@ import json
 import math
 import random
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from typing import NamedTuple
 
 import pytest
 
-from common.bpf.sweep import PAUSE_SECONDS
 from common.hashing.maglev import DEFAULT_SIZE, build
 from common.hashing.sequence import node_sequence
 from common.hashing.xxh64 import xxh64
@@ -34,8 +32,6 @@ SEED = 33
 EXPONENT = 1.2
 HOT = "/slow/file/1000/64k"
 TABLE = build(dict.fromkeys(ALL, 10), DEFAULT_SIZE)
-SWEEP_SECONDS = 1.5 * PAUSE_SECONDS
-"""Where many flows end at once, programs on two CPUs may count some of them twice, until the next sweep."""
 CROSSED = 1
 """Flows by which a node may be above its bound."""
 
@@ -69,7 +65,6 @@ def popular() -> list[str]:
 def bounded(lab: Lab, factor: float | str) -> Iterator[None]:
     """With this load factor; begins and ends without flows."""
     await_no_flows(lab)
-    time.sleep(SWEEP_SECONDS)
     checked.reconfigure(lab, pool={"load-factor": factor}, health=None)
     try:
         yield

@@ -108,7 +108,7 @@ def test_the_demo_finds_everything_as_it_has_to_be_and_leaves_nothing(engine: st
     program = [sys.executable, "-m", "lab.demo", *CHOICES[engine]]
     overflowed = overflows()
     with subprocess.Popen(program, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as running:
-        shown, _ = running.communicate(timeout=100)
+        shown, _ = running.communicate(timeout=250)
     assert running.returncode == 0, shown
     *lines, last = shown.splitlines()
     figures = re.fullmatch(

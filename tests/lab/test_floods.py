@@ -1,7 +1,7 @@
 """More than anybody should send: memory and answers are bounded, and everybody else is served."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
@@ -74,6 +74,20 @@ def send_batch(line: Line, packets: Iterator[bytes]) -> None:
         line.send(next(packets))
 
 
+def send_until(line: Line, packets: Iterator[bytes], enough: Callable[[], bool]) -> int:
+    """A batch after the other. How many packets that was: on a busy machine some get lost."""
+    batches = 0
+
+    def is_enough() -> bool:
+        nonlocal batches
+        send_batch(line, packets)
+        batches += 1
+        return enough()
+
+    await_that(is_enough, 60)
+    return batches * BATCH
+
+
 def resident_kib(process: Process) -> int:
     with open(f"/proc/{process.pid}/status", encoding="ascii") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
@@ -94,7 +108,7 @@ def test_syns_take_bounded_memory_and_keep_nobody_out(running_lab: Lab) -> None:
                 send_batch(line, packets)
             return counted("half_open") == HALF_OPEN_LIMIT
 
-        await_that(fills_the_table, 40)
+        await_that(fills_the_table, 60)
         full = resident_kib(balancer)
         assert_all_is_well(running_lab)
         answered = counted("answer_syn")
@@ -104,7 +118,7 @@ def test_syns_take_bounded_memory_and_keep_nobody_out(running_lab: Lab) -> None:
                 send_batch(line, packets)
             return counted("answer_syn") > answered + OVERFLOW
 
-        await_that(overflows, 40)
+        await_that(overflows, 60)
         overflowing = resident_kib(balancer)
     assert_all_is_well(running_lab)
     assert full - empty < 64 << 10
@@ -122,9 +136,7 @@ def test_syns_take_no_more_than_the_map_has_and_keep_nobody_out(running_lab: Lab
     syn = IP(src=NOWHERE, dst=VIP_ADDRESS) / TCP(dport=80, flags="S", options=[("MSS", 1460)])
     packets = clients(syn)
     with line_to(running_lab, "balancer") as line:
-        for sent in range(BATCH, HALF_OPEN_LIMIT + OVERFLOW, BATCH):
-            send_batch(line, packets)
-            await_that(lambda sent=sent: counted("answer_syn") >= sent)  # type: ignore[misc]
+        send_until(line, packets, lambda: counted("answer_syn") >= HALF_OPEN_LIMIT + OVERFLOW)
         assert_all_is_well(running_lab)
     full = counters_of(balancer)
     assert HALF_OPEN_LIMIT // 2 < full["half_open"] <= HALF_OPEN_LIMIT
@@ -138,9 +150,7 @@ def test_the_balancer_sends_no_more_resets_than_it_may(running_lab: Lab) -> None
     packets = clients(IP(src=NOWHERE, dst=VIP_ADDRESS) / TCP(dport=80, flags="A"))
     started = time.monotonic()
     with line_to(running_lab, "balancer") as line:
-        for sent in range(BATCH, STRANGERS + 1, BATCH):
-            send_batch(line, packets)
-            await_that(lambda sent=sent: counted("resets_sent", "resets_suppressed") == sent)  # type: ignore[misc]
+        send_until(line, packets, lambda: counted("resets_sent", "resets_suppressed") >= STRANGERS)
     assert 0 < counted("resets_sent") <= RESETS_A_SECOND * (2 + time.monotonic() - started)
     assert_all_is_well(running_lab)
 
@@ -148,12 +158,14 @@ def test_the_balancer_sends_no_more_resets_than_it_may(running_lab: Lab) -> None
 def test_the_packetbridge_remembers_no_more_strangers_than_it_may(running_lab: Lab) -> None:
     counted = Counted(daemon_of(running_lab.nodes[0]))
     packets = clients(IP(src=NOWHERE, dst="192.168.33.20", tos=4) / TCP(dport=80, flags="A"))
+
+    def all_came() -> bool:
+        assert counted("strangers") <= STRANGERS_REMEMBERED
+        return counted("client_segment") >= STRANGERS
+
     with line_to(running_lab, "node1") as line:
-        for sent in range(BATCH, STRANGERS + 1, BATCH):
-            send_batch(line, packets)
-            await_that(lambda sent=sent: counted("client_segment") >= sent)  # type: ignore[misc]
-            assert counted("strangers") <= STRANGERS_REMEMBERED
+        sent = send_until(line, packets, all_came)
     assert_all_is_well(running_lab)
     await_that(lambda: counted("strangers") == 0)
-    assert counted("stranger_reset", "stranger_reset_limited", "strangers_full") == STRANGERS
+    assert STRANGERS <= counted("stranger_reset", "stranger_reset_limited", "strangers_full") <= sent
     assert counted("stranger_reset") > 0

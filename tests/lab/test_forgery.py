@@ -54,6 +54,7 @@ def test_a_handoff_with_the_right_key_is_served_as_the_vip(
     assert (answer.src, answer[TCP].seq) == ("192.168.33.10", genuine.vip_isn + 1)
     assert answer[TCP].ack == genuine.client_isn + 1 + len(genuine.payload)
     assert payload_of(answer).endswith(b"\r\n\r\nnode1 /forged\n")
+    await_that(lambda: times_logged(ghost_lab, genuine) > 0)
     assert times_logged(ghost_lab, genuine) == 1
 
 

@@ -205,7 +205,7 @@ def test_other_ports_of_the_bridge_address_do_not_care_for_a_tag(ghost_lab: Lab)
     server = own_server(ghost_lab.hosts["node1"], 2222)
     try:
         with socket_in(ghost_lab.client, socket.AF_INET, socket.SOCK_STREAM) as client:
-            client.settimeout(5)
+            client.settimeout(20)
             client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 4)
             client.connect((BRIDGE, 2222))
             client.sendall(b"GET /own HTTP/1.0\r\n\r\n")

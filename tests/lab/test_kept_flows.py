@@ -134,7 +134,7 @@ def test_a_handshake_with_the_last_balancer_is_good_for_the_next_one(kept_lab: L
 def test_nothing_is_lost_while_programs_are_replaced(kept_lab: Lab) -> None:
     """A download and an upload take longer than the restarts of the daemons through which they go."""
     client, content = kept_lab.client, kept_lab.content
-    slowly = ["curl", "-sS", "--fail", "--limit-rate", "8M", "--max-time", "60"]
+    slowly = ["curl", "-sS", "--fail", "--limit-rate", "5M", "--max-time", "60"]
     downloaded, echoed = (client.directory / name for name in ("slow_download", "slow_echo"))
     upload = ["--data-binary", f"@{content.path('100m')}", "-o", str(echoed), f"{VIP}/echo"]
 

@@ -19,6 +19,8 @@ from lab import Lab, LabError, nginx, run_directory
 from lab.state_directory import mounts_below
 from tests.lab.fetch import NODE1, NODE2, NODE3, curl, md5_of_download
 from tests.lab.instead import have_daemons_run
+from tests.lab.lossless import undisturbed
+from tests.lab.observed import logged
 
 pytestmark = pytest.mark.root
 
@@ -106,7 +108,7 @@ def test_slow_answers_take_their_time(lab: Lab) -> None:
 
 def test_the_access_log_tells_client_and_request(lab: Lab) -> None:
     curl(lab.client, "-H", "X-Request-Id: log-test", "-o", "/dev/null", f"{NODE2}/4k?logged")
-    line = lab.nginx["node2"].access_log.read_text().splitlines()[-1]
+    (line,) = logged(lab, "node2", "log-test", at_least=1)
     fields = line.split(" ", 2)
     assert fields[0] == "198.51.100.10"
     assert fields[2] == '192.168.33.31 200 4096 "GET /4k?logged HTTP/1.1" "log-test"'
@@ -127,8 +129,8 @@ def test_a_stopped_nginx_refuses_and_a_started_one_answers_again(lab: Lab) -> No
 
 def test_every_host_has_the_router_as_its_only_neighbour(lab: Lab) -> None:
     for host in (lab.balancer, *lab.nodes):
-        lab.client.run(["ping", "-c1", "-W2", str(lab.topology.link(host.name).addresses[0])])
-        host.run(["ping", "-c1", "-W2", "198.51.100.10"])
+        lab.client.run(["ping", "-c1", "-W10", str(lab.topology.link(host.name).addresses[0])])
+        host.run(["ping", "-c1", "-W10", "198.51.100.10"])
     for host in lab.hosts.values():
         if host is lab.router:
             continue
@@ -145,8 +147,8 @@ def test_only_the_router_forwards_and_it_does_not_filter(lab: Lab) -> None:
 
 
 def test_the_vips_are_addresses_of_the_balancer(lab: Lab) -> None:
-    lab.client.run(["ping", "-c1", "-W2", "192.168.33.10"])
-    lab.client.run(["ping", "-c1", "-W2", "192.168.33.11"])
+    lab.client.run(["ping", "-c1", "-W10", "192.168.33.10"])
+    lab.client.run(["ping", "-c1", "-W10", "192.168.33.11"])
 
 
 def test_sysctls_are_of_one_namespace_only(lab: Lab) -> None:
@@ -161,10 +163,11 @@ def test_sysctls_are_of_one_namespace_only(lab: Lab) -> None:
 
 
 def test_links_keep_order_and_break_no_checksum(lab: Lab) -> None:
-    before = lab.counters()
-    for _ in range(3):
-        curl(lab.client, "-o", "/dev/null", f"{NODE1}/100m")
-    for changes in lab.counters_since(before).values():
+    def transfer() -> None:
+        for _ in range(3):
+            curl(lab.client, "-o", "/dev/null", f"{NODE1}/100m")
+
+    for changes in undisturbed(lab, transfer).values():
         assert changes.get("TcpExtTCPOFOQueue", 0) == 0
         assert changes.get("TcpExtTCPSACKReorder", 0) == 0
         assert changes.get("TcpInCsumErrors", 0) == 0
@@ -242,6 +245,7 @@ def test_a_process_that_ignores_sigterm_is_killed(lab: Lab) -> None:
 
 def test_waiting_for_a_word_that_never_comes_shows_the_log(lab: Lab) -> None:
     silent = lab.client.start(["sh", "-c", "echo something else; sleep 60"])
+    silent.wait_for("something else")
     with pytest.raises(LabError, match=r"did not say 'ready' within 0\.2 s(.|\n)*something else"):
         silent.wait_for("ready", timeout=0.2)
     silent.kill()
@@ -369,7 +373,7 @@ def test_sigterm_takes_the_lab_down() -> None:
     with lab_of_another_process() as (child, prefix):
         assert len(namespaces_of(prefix)) == 6
         child.terminate()
-        assert child.wait(timeout=20) == 128 + signal.SIGTERM
+        assert child.wait(timeout=60) == 128 + signal.SIGTERM
         assert namespaces_of(prefix) == set()
 
 

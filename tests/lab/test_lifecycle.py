@@ -15,6 +15,7 @@ from lab import TO_NODE, TO_VIP, Faults, Lab
 from tests.lab.conversation import VIP, Client, converse, request
 from tests.lab.crafted import CraftedClient
 from tests.lab.fetch import curl
+from tests.lab.lossless import patient
 from tests.lab.observed import counters_of, daemon_of, node_of
 from tests.lab.sockets import abort, ask, await_that, connection, hear, say, sockets_of
 
@@ -31,7 +32,13 @@ def crafted(ghost_lab: Lab) -> Iterator[CraftedClient]:
 
 
 def times_logged(lab: Lab, request_id: str) -> int:
-    return sum(nginx.access_log.read_text().count(f'"{request_id}"') for nginx in lab.nginx.values())
+    """Once it was: a line is written when the answer has been sent."""
+
+    def times() -> int:
+        return sum(nginx.access_log.read_text().count(f'"{request_id}"') for nginx in lab.nginx.values())
+
+    await_that(lambda: times() > 0)
+    return times()
 
 
 def small_answer(lab: Lab, target: str) -> bytes:
@@ -300,10 +307,11 @@ def test_a_closed_backend_port_resets_the_client_at_once(ghost_lab: Lab, crafted
         crafted.say(b"GET /closed HTTP/1.1\r\nHost: lab\r\n\r\n")
         answer = crafted.receive_such(is_reset)
         assert (answer.src, answer[TCP].seq) == (crafted.vip, crafted.vip_isn + 1)
-        before = ghost_lab.client.counters()
-        refused = ghost_lab.client.run(["curl", "-sS", f"{VIP}/closed"], check=False)
-        assert (refused.returncode, "reset" in refused.stderr) == (56, True)
-        assert "TcpRetransSegs" not in ghost_lab.client.counters_since(before)
+        with patient(ghost_lab):
+            before = ghost_lab.client.counters()
+            refused = ghost_lab.client.run(["curl", "-sS", f"{VIP}/closed"], check=False)
+            assert (refused.returncode, "reset" in refused.stderr) == (56, True)
+            assert "TcpRetransSegs" not in ghost_lab.client.counters_since(before)
     finally:
         ghost_lab.nginx[node].start()
     assert curl(ghost_lab.client, f"{VIP}/closed") == f"{node} /closed\n"

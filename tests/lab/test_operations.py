@@ -1,26 +1,29 @@
 """docs/operations.md, tried word by word: its files are written, its commands run, its outputs compared.
 
-A fence's info string says what it is. `toml HOST:PATH` and `nft HOST:PATH` are files. `console` has commands
-behind prompts, each with the output that is expected of it. For those of `console systemd` a `Machine` does
-what the unit files say, and for those of `console install` what otherwise needs apt and the network. `console
-elsewhere` is for a machine that is not in the lab, `nginx` for the reader: the lab has a server.
+Each machine has a systemd of its own, and a real NGINX. A fence's info string says what it is. `toml
+HOST:PATH`, `nft HOST:PATH` and `nginx node1:PATH` are files; node2's NGINX has the same with its own name and
+address. `console` has commands behind prompts, each with the output that is expected of it; those of `console
+install` are typed in a checkout. `console elsewhere` is for a machine that is not in the lab.
 """
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from lab import Lab, LabError
-from tests.lab.conftest import check_for_bugs
-from tests.lab.machine import Machine
+from tests.lab.booted import CHECKOUT, Machine, boot
+from tests.lab.installation import Installation
 from tests.lab.sockets import await_that
 
 pytestmark = pytest.mark.root
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
+SECONDS = 130.0
+"""What a unit may take to start."""
 HOSTS = ("client", "balancer", "node1", "node2")
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n]*)\n(?P<body>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _PROMPT = re.compile(r"(?P<host>\w+)# (?P<line>.+)")
@@ -88,28 +91,29 @@ def pattern(expected: str) -> re.Pattern[str]:
 class Walk:
     """One walk through the document."""
 
-    def __init__(self, lab: Lab, machines: dict[str, Machine]) -> None:
+    def __init__(self, lab: Lab, machines: dict[str, Machine], installation: Installation) -> None:
         self._lab = lab
         self._machines = machines
+        self._installation = installation
 
     def take(self, block: Block) -> None:
         if block.kind == "console":
             for each in typed(block.body):
                 self._type(block.detail, each)
-        elif block.kind != "nginx":
-            host, _, path = block.detail.partition(":")
-            text = block.body if block.kind != "toml" else f'engine = "{self._lab.engine}"\n{block.body}'
-            self._machines[host].path(path).write_text(text)
+            return
+        host, _, path = block.detail.partition(":")
+        text = block.body if block.kind != "toml" else f'engine = "{self._lab.engine}"\n{block.body}'
+        self._machines[host].path(path).write_text(text)
+        if block.kind == "nginx":
+            self._machines["node2"].path(path).write_text(_of_node2(text))
 
     def _type(self, detail: str, each: Typed) -> None:
-        assert detail in ("", "systemd", "install", "elsewhere")
-        if detail == "elsewhere":
-            return
-        machine = self._machines[each.host]
-        if detail == "install":
+        assert detail in ("", "install", "elsewhere")
+        machine = self._machines.get(each.host)
+        if machine is None:
+            assert detail == "elsewhere"
+        elif detail == "install":
             self._install(machine, each.line)
-        elif detail == "systemd":
-            self._systemd(machine, each)
         elif each.line.startswith("scp "):
             self._copy(machine, each.line)
         else:
@@ -117,23 +121,11 @@ class Walk:
 
     def _install(self, machine: Machine, line: str) -> None:
         if line == "make install":
-            machine.install()
+            self._installation.install(machine)
         elif line == "make uninstall":
-            machine.uninstall()
+            machine.do(f"cd {CHECKOUT} && make uninstall")
         else:
             assert line == "git pull"
-
-    def _systemd(self, machine: Machine, each: Typed) -> None:
-        nginx = re.fullmatch(r"systemctl (start|stop|restart) nginx", each.line)
-        if nginx is None:
-            said = machine.systemctl(each.line)
-            assert pattern(each.expected).fullmatch(said.strip()), said
-            return
-        server = self._lab.nginx[machine.name]
-        if nginx[1] != "start":
-            server.stop()
-        if nginx[1] != "stop":
-            server.start()
 
     def _copy(self, machine: Machine, line: str) -> None:
         """`scp FILE root@ADDRESS:FILE`: an existing file keeps its mode."""
@@ -148,7 +140,7 @@ class Walk:
 
         def is_as_written() -> bool:
             nonlocal said
-            done = machine.run(each.line)
+            done = machine.run(each.line, SECONDS)
             said = f"{done.stdout}{done.stderr}"
             return done.returncode == 0 and wanted.fullmatch(said.strip()) is not None
 
@@ -161,17 +153,24 @@ class Walk:
             pytest.fail(f"{each.host}# {each.line}\nshould say\n{each.expected}\nand says\n{said}")
 
 
+def _of_node2(text: str) -> str:
+    return text.replace("node1", "node2").replace("192.168.33.30", "192.168.33.31")
+
+
 @pytest.fixture(scope="module")
-def walk(engine: str) -> Iterator[Walk]:
+def walk(engine: str, installation: Installation) -> Iterator[Walk]:
     """Machines with the addresses that they have before anybody reads the document."""
-    with Lab(engine=engine, vip_local=False) as lab:
-        machines = {name: Machine(lab.hosts[name]) for name in HOSTS}
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(engine=engine, vip_local=False))
+        machines = {name: stack.enter_context(boot(lab.hosts[name])) for name in HOSTS}
         for name in ("node1", "node2"):
+            lab.nginx[name].stop()
             node = lab.topology.node(name)
             for address in (node.bridge, node.backend):
-                machines[name].run(f"ip address del {address}/32 dev eth0")
-        yield Walk(lab, machines)
-        check_for_bugs(lab)
+                machines[name].do(f"ip address del {address}/32 dev eth0")
+        yield Walk(lab, machines, installation)
+        for machine in machines.values():
+            assert "Traceback (most recent call last)" not in machine.do("journalctl --output=cat")
 
 
 def test_what_the_operations_page_says_is_so(walk: Walk) -> None:

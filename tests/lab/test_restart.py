@@ -16,8 +16,10 @@ from tests.lab.sockets import Response, ask, await_that, connection, hear, say
 
 pytestmark = pytest.mark.root
 
-SOON_SECONDS = 5.0
+SOON_SECONDS = 15.0
 SLOW = "/slow/file/500000/1m"
+NEVER_WHOLE = "/slow/file/20000/1m"
+"""Takes most of a minute."""
 ENDS: dict[str, Callable[[Process], int]] = {"killed": Process.kill, "stopped": Process.stop}
 however = pytest.mark.parametrize("how", ENDS)
 
@@ -186,11 +188,11 @@ def test_a_packetbridge_that_has_lost_its_state_resets_its_clients_soon(running_
 
 def test_a_download_during_which_nginx_ends_is_cut_short_and_the_next_is_served(running_lab: Lab) -> None:
     content = running_lab.content.path("1m").read_bytes()
-    node = node_of(running_lab, SLOW)
+    node = node_of(running_lab, NEVER_WHOLE)
     beside = next(f"/beside/{n}" for n in range(100) if node_of(running_lab, f"/beside/{n}") == node)
     with connection(running_lab) as client, connection(running_lab) as idle:
         assert ask(idle, beside).node == node
-        received = begin_download(client, SLOW)
+        received = begin_download(client, NEVER_WHOLE)
         running_lab.nginx[node].stop()
         client.settimeout(SOON_SECONDS)
         idle.settimeout(SOON_SECONDS)

@@ -115,7 +115,7 @@ def test_the_hash_key_is_that_of_the_service(lab: Lab) -> None:
 
 
 def test_a_port_that_is_no_service_is_answered_by_the_host_itself(lab: Lab) -> None:
-    refused = lab.client.run(["curl", "-sS", "--max-time", "5", f"http://{SECOND}:8080/"], check=False)
+    refused = lab.client.run(["curl", "-sS", "--max-time", "30", f"http://{SECOND}:8080/"], check=False)
     assert refused.returncode == 7
     assert curl(lab.client, url(SECOND_WWW, "/beside")).endswith(" /beside\n")
 

@@ -12,13 +12,16 @@ from lab import Host, Lab, Process
 from lab.content import FILES
 from lab.process import POLL_SECONDS
 from tests.lab.conversation import VIP
+from tests.lab.sockets import await_that
 
 pytestmark = pytest.mark.root
 
 STREAMS = {"one": 400, "two": 500, "three": 600, "four": 700}
 """Each has a tone of its own, in Hz."""
 PLAYERS_EACH = 2
-SECONDS = 4
+MOST_SECONDS = 100
+ENDED_BY_SIGNAL = 255
+SEGMENTS = 4
 PLAYLIST = "index.m3u8"
 REQUEST = re.compile(r'"GET /live/(\w+)/')
 
@@ -36,12 +39,12 @@ def streaming_lab(engine: str) -> Iterator[Lab]:
 
 
 def begin_stream(lab: Lab, name: str, tone: int) -> Process:
-    """In real time, in segments of a second."""
+    """In real time, in segments of a second, until SIGTERM."""
     directory = lab.content.directory / "live" / name
     directory.mkdir(parents=True)
     picture = ["-re", "-f", "lavfi", "-i", "testsrc=size=320x180:rate=24"]
     sound = ["-re", "-f", "lavfi", "-i", f"sine=frequency={tone}"]
-    coding = ["-t", str(SECONDS), "-c:v", "mpeg2video", "-b:v", "2M", "-g", "24", "-c:a", "mp2"]
+    coding = ["-t", str(MOST_SECONDS), "-c:v", "mpeg2video", "-b:v", "2M", "-g", "24", "-c:a", "mp2"]
     form = ["-f", "hls", "-hls_time", "1", "-hls_list_size", "0", "-hls_playlist_type", "event"]
     target = str(directory / PLAYLIST)
     return lab.router.start(["ffmpeg", "-v", "error", *picture, *sound, *coding, *form, target])
@@ -59,6 +62,14 @@ def begun(playlist: Path, encoder: Process) -> bool:
             return False
         time.sleep(POLL_SECONDS)
     return True
+
+
+def requested(lab: Lab) -> Counter[str]:
+    """Requests by stream."""
+    found: Counter[str] = Counter()
+    for (stream, _), number in requests_of(lab).items():
+        found[stream] += number
+    return found
 
 
 def requests_of(lab: Lab) -> Counter[tuple[str, str]]:
@@ -79,9 +90,12 @@ def test_players_of_live_streams_get_every_frame_each_stream_from_one_node(strea
         assert begun(live / name / PLAYLIST, encoder), encoder.read_log()
         command = player(f"{VIP}/live/{name}/{PLAYLIST}")
         players += [(name, client.start(command)) for _ in range(PLAYERS_EACH)]
-    assert all(encoder.running for encoder in encoders.values())
-    for process in [*encoders.values(), *(process for _, process in players)]:
-        assert process.wait(30) == 0, process.read_log()
+    await_that(lambda: min(requested(lab)[name] for name in STREAMS) >= PLAYERS_EACH * (SEGMENTS + 1), 60)
+    for encoder in encoders.values():
+        assert encoder.running, encoder.read_log()
+        assert encoder.stop(30) == ENDED_BY_SIGNAL, encoder.read_log()
+    for _, process in players:
+        assert process.wait(60) == 0, process.read_log()
     for name, process in players:
         assert process.read_log() == written(lab.router, live / name / PLAYLIST)
     requests = requests_of(lab)

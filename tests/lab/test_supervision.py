@@ -2,11 +2,9 @@
 
 import json
 import re
-import shutil
 import signal
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +13,11 @@ import pytest
 
 from common.control_client import NotRunningError, ask_once
 from lab import Host, Lab, Process
-from tests.lab import checked
-from tests.lab.configured import RELOADED, outcomes, reload_by_signal
+from tests.lab.configured import outcomes
 from tests.lab.fetch import curl
 from tests.lab.observed import daemon_of, tun_of
 from tests.lab.sockets import await_that
-from tests.lab.supervised import WATCHDOG_SECONDS, Manager, environment, start_again, wrapped
+from tests.lab.supervised import WATCHDOG_SECONDS, Manager, environment, start_again
 from tests.lab.traffic import traffic
 from tests.lab.wellbeing import assert_all_is_well
 
@@ -28,19 +25,8 @@ pytestmark = pytest.mark.root
 
 DAEMONS = {"balancer": "balancer", "node1": "packetbridge"}
 each_role = pytest.mark.parametrize("role", list(DAEMONS))
-SOURCES = Path(__file__).parents[2]
-KEEP = "--keep-flows"
-OTHER_RELEASE = "0.0.9"
-TAKEN_OVER = "the flows of an earlier run are carried on"
 NET_ADMIN, NET_RAW, SYS_ADMIN, PERFMON, BPF = (1 << number for number in (12, 13, 21, 38, 39))
 WORKING = NET_ADMIN | NET_RAW | PERFMON | BPF
-UNIT = f"""\
-exec unshare --mount \\
-    sh -c 'mount --rbind {{state}} {{state}} && mount -o remount,bind,ro / && exec "$@"' sh \\
-    setpriv --bounding-set=-all,+net_admin,+net_raw,+bpf,+perfmon,+chown,+setpcap --no-new-privs \\
-    {sys.executable} {Path(__file__).with_name("confined.py")} "$@"
-"""
-"""What the units in setup/systemd allow, as far as it can be had without systemd."""
 
 
 @pytest.fixture
@@ -140,27 +126,6 @@ def test_a_running_daemon_has_no_more_than_its_four_capabilities(
         assert thread["NoNewPrivs"] == "1"
 
 
-@each_role
-def test_daemons_serve_under_the_restrictions_of_their_units(
-    running_lab: Lab, replaced: Host, role: str, tmp_path: Path
-) -> None:
-    """The bpf file system is mounted beforehand, and there is no CAP_SYS_ADMIN at any time; nothing can be
-    written but for the state directory, no memory is both written and executed, address families are few.
-    """
-    with wrapped(UNIT.format(state=replaced.state_directory), tmp_path):
-        daemon = start_again(running_lab, role, "--keep-flows")
-    for thread in status_of_threads(daemon):
-        assert int(thread["CapBnd"], 16) == WORKING
-        assert int(thread["CapPrm"], 16) == WORKING
-    with traffic(running_lab) as going:
-        assert reload_by_signal(daemon).startswith(RELOADED)
-        going.must_go_on()
-    assert going.failures() == []
-    assert_all_is_well(running_lab)
-    assert daemon.stop() == 0
-    assert "Traceback" not in daemon.read_log()
-
-
 # --- what others may
 
 
@@ -251,39 +216,3 @@ def test_a_log_that_refuses_every_line_disturbs_nothing(running_lab: Lab, role: 
     finally:
         daemon.stop()
         start_again(running_lab, role)
-
-
-# --- another version
-
-
-def nodes_of_other_releases(lab: Lab) -> set[str]:
-    """As the balancer warns of them."""
-    said = re.compile(rf"node (\w+) runs release [\d.]+, the balancer {re.escape(OTHER_RELEASE)}: ")
-    return {found[1] for warning in checked.report(lab).warnings if (found := said.match(warning))}
-
-
-@pytest.mark.engine("ebpf", reason="the raw data plane ends with its process")
-def test_an_upgrade_in_place_is_noticed_by_nobody(running_lab: Lab, tmp_path: Path) -> None:
-    """Another release takes over, as the units have it; and the first one again after that."""
-    copy = tmp_path / "copy"
-    for package in ("balancer", "packetbridge", "common"):
-        shutil.copytree(SOURCES / package, copy / package)
-    (copy / "common" / "release.py").write_text(f'RELEASE = "{OTHER_RELEASE}"\n')
-    script = f'shift; cd {copy}; exec {sys.executable} -m $(basename "$0") "$@"'
-    for role in DAEMONS:
-        daemon_of(running_lab.hosts[role]).stop()
-        start_again(running_lab, role, KEEP)
-    with traffic(running_lab) as going:
-        for role in DAEMONS:
-            daemon_of(running_lab.hosts[role]).stop()
-            with wrapped(script, tmp_path):
-                successor = start_again(running_lab, role, KEEP)
-            assert TAKEN_OVER in successor.read_log()
-            assert str(copy) in Path(f"/proc/{successor.pid}/cwd").readlink().as_posix()
-            going.must_go_on()
-        await_that(lambda: nodes_of_other_releases(running_lab) == {"node2", "node3"})
-        for role in DAEMONS:
-            daemon_of(running_lab.hosts[role]).stop()
-            assert TAKEN_OVER in start_again(running_lab, role, KEEP).read_log()
-            going.must_go_on()
-    assert going.failures() == []
