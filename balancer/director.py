@@ -144,13 +144,15 @@ class Director:
     def hear(self, address: bytes, flows: Mapping[int, int], asked: float) -> None:
         """A node's word on its flows by VIP index, as the answer to the question of the moment ``asked``.
 
-        It may be from before or after any flow that the node was handed since then: those are counted once
-        more, rather than not at all.
+        Of the flows that it was handed since then, the word may hold none, or all. Between the two it is what
+        was known before that counts: the word before this one, and all that the node was handed since.
         """
         for index in self._indexes_with(address):
-            handed = self.loads.of(index, address).handed
+            known, handed = self.loads.of(index, address)
             before = dict(self._handed_before.get((index, address), ())).get(asked, handed)
-            self.loads.correct(index, address, flows.get(index, 0) + max(handed - before, 0))
+            said = flows.get(index, 0)
+            most = said + max(handed - before, 0)
+            self.loads.correct(index, address, most if known is None else min(max(said, known), most))
 
     def hear_nothing(self, address: bytes) -> None:
         """The node has no word any more."""

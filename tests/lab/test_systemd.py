@@ -181,7 +181,7 @@ def test_every_thread_of_the_daemon_is_confined(site: Site, role: str) -> None:
 @each_role
 def test_the_daemon_sees_files_that_it_cannot_write_and_no_homes(site: Site, role: str) -> None:
     unit = site.unit(role)
-    entering = f"nsenter --target={unit.shows('MainPID')} --mount"
+    entering = f"nsenter --target={unit.shows('MainPID')} --mount --root"
     for place in ("/etc/l3dsr", "/opt/l3dsr", "/usr/local/bin", "/var/lib", "/sys/fs/cgroup", "/run"):
         assert "Read-only file system" in unit.machine.run(f"{entering} mkdir {place}/tried").stderr
     assert unit.machine.do(f"{entering} ls /root /home").split() == ["/home:", "/root:"]

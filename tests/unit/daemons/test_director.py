@@ -27,6 +27,7 @@ from common.net.errors import HostError
 from common.reports import Explanation
 
 LOGGER = logging.getLogger("director-test")
+NODE = bytes([10, 0, 0, 2])
 ADDRESSES = {"a": "10.0.0.2", "b": "10.0.0.3", "c": "10.0.0.4"}
 
 
@@ -264,23 +265,54 @@ def test_a_url_of_the_greatest_size_that_is_served_is_explained(directory: Path)
     assert explained(director, url).key == url
 
 
-def test_flows_handed_over_since_a_node_was_asked_count_beside_its_word(directory: Path) -> None:
-    """The word may have crossed them on its way. It is asked again where an answer is late."""
+@pytest.fixture
+def loaded(directory: Path) -> tuple[Director, CountedLoads]:
+    """Two nodes that have said nothing yet."""
     director, plane = director_of(configured(directory, www="ab"), directory), Refusing()
-    node = bytes([10, 0, 0, 2])
     director.direct(cast(BalancerEngine, plane))
-    plane.loads.configure(1, {node: 10, bytes([10, 0, 0, 3]): 10}, 0)
-    plane.loads.count(1, node)
-    director.ask(node, 100.0)
-    plane.loads.count(1, node)
-    director.ask(node, 100.25)
-    plane.loads.count(1, node)
-    director.hear(node, {1: 5}, 100.25)
-    assert plane.loads.of(1, node).flows == 6
-    director.hear(node, {1: 5}, 100.0)
-    assert plane.loads.of(1, node).flows == 7
-    director.ask(node, 101.0)
-    director.hear(node, {1: 6}, 101.0)
-    assert plane.loads.of(1, node).flows == 6
-    director.hear_nothing(node)
-    assert plane.loads.of(1, node).flows is None
+    plane.loads.configure(1, {NODE: 10, bytes([10, 0, 0, 3]): 10}, 0)
+    return director, plane.loads
+
+
+def test_flows_handed_over_since_a_node_was_asked_count_beside_its_first_word(
+    loaded: tuple[Director, CountedLoads],
+) -> None:
+    """It is asked again where an answer is late."""
+    director, loads = loaded
+    loads.count(1, NODE)
+    director.ask(NODE, 100.0)
+    loads.count(1, NODE)
+    director.ask(NODE, 100.25)
+    loads.count(1, NODE)
+    director.hear(NODE, {1: 5}, 100.25)
+    assert loads.of(1, NODE).flows == 6
+    director.ask(NODE, 101.0)
+    director.hear(NODE, {1: 3}, 101.0)
+    assert loads.of(1, NODE).flows == 3
+    director.hear_nothing(NODE)
+    assert loads.of(1, NODE).flows is None
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [(5, 8), (7, 8), (8, 8), (9, 9), (2, 5), (0, 3)],
+    ids=[
+        "none of them",
+        "some",
+        "all",
+        "flows of another balancer",
+        "two have ended",
+        "all before have ended",
+    ],
+)
+def test_flows_that_cross_a_nodes_word_are_counted_once(
+    loaded: tuple[Director, CountedLoads], said: int, taken: int
+) -> None:
+    director, loads = loaded
+    director.ask(NODE, 100.0)
+    director.hear(NODE, {1: 5}, 100.0)
+    director.ask(NODE, 101.0)
+    for _ in range(3):
+        loads.count(1, NODE)
+    director.hear(NODE, {1: said}, 101.0)
+    assert loads.of(1, NODE).flows == taken
