@@ -7,6 +7,7 @@ gone with it, units, a journal, cgroups. `booted.sh` makes what it sees of this 
 import secrets
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,19 @@ def reason_against() -> str | None:
     """Why systemd cannot be booted on this host, or None."""
     if not SYSTEMD.exists():
         return f"there is no {SYSTEMD}: install the package systemd"
-    if "\tcgroup2\n" not in Path("/proc/filesystems").read_text():
-        return "the kernel has no cgroup2"
-    return None
+    script = """\
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/cgroup" "$1/upper" "$1/work" "$1/etc"
+mount -t overlay -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" overlay "$1/etc"
+mount -t cgroup2 cgroup2 "$1/cgroup"
+mkdir "$1/cgroup/$2"
+rmdir "$1/cgroup/$2"
+"""
+    unsharing = ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup"]
+    with tempfile.TemporaryDirectory() as directory:
+        argv = [*unsharing, "sh", "-ec", script, "sh", directory, f"trial-{secrets.token_hex(4)}"]
+        trial = subprocess.run(argv, capture_output=True, text=True, timeout=BOOT_SECONDS, check=False)
+    return None if trial.returncode == 0 else f"this host boots no systemd: {trial.stderr.strip()}"
 
 
 class Machine:

@@ -248,3 +248,13 @@ def test_root_test_that_skips_itself_is_a_failure_too_where_the_lab_is_required(
     done = run_suite(suite, None, {"L3DSR_REQUIRE_LAB": "1"})
     assert "1 failed, 2 passed, 1 skipped, 1 xfailed" in done.stdout
     assert "Skipped: no such program" in done.stdout
+
+
+def test_a_host_that_boots_no_systemd_is_no_failure_where_the_lab_is_required(suite: Path) -> None:
+    with (suite / "test_it.py").open("a") as tests:
+        tests.write("\n@pytest.fixture\ndef installation():\n    pytest.skip('a container')\n")
+        tests.write("\n@pytest.mark.root\ndef test_wants_a_machine(installation):\n    pass\n")
+    done = run_suite(suite, None, {"L3DSR_REQUIRE_LAB": "1"})
+    assert "2 passed, 2 skipped, 1 xfailed" in done.stdout
+    assert "SKIPPED [1] test_it.py" in done.stdout
+    assert "a container" in done.stdout
