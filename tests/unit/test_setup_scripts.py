@@ -334,17 +334,23 @@ def test_installation_is_updated_outlives_its_checkout_and_goes_without_the_key(
     assert "nothing is installed" in run(SETUP / "uninstall", environ=places).stdout
 
 
-def test_running_daemon_keeps_its_release_through_an_update(scratch: Path, places: dict[str, str]) -> None:
+def test_running_daemon_keeps_its_release_through_updates(scratch: Path, places: dict[str, str]) -> None:
     said = run(scratch / "setup" / "install", environ=places).stdout
     assert "daemons that run" not in said  # there were none
     current = Path(places["PREFIX"]) / "current"
     first = current.resolve()
-    done = run(scratch / "setup" / "install", environ=places)
-    assert "daemons that run go on with the release before" in done.stdout
-    assert current.resolve() != first
-    assert run(first / "bin" / "balancer").stdout == "this is balancer\n"
+    with subprocess.Popen([first / "bin" / "python3", "-c", "input()"], stdin=subprocess.PIPE) as daemon:
+        for _ in range(2):
+            done = run(scratch / "setup" / "install", environ=places)
+            assert "daemons that run go on with the release they have" in done.stdout
+        assert run(first / "bin" / "balancer").stdout == "this is balancer\n"
+        second = next(
+            release for release in first.parent.iterdir() if release not in (first, current.resolve())
+        )
+        daemon.communicate(b"end\n")
     run(scratch / "setup" / "install", environ=places)
-    assert not first.exists()  # only the one before is kept
+    assert not first.exists()
+    assert not second.exists()  # nobody used it, and it is not the last before
 
 
 @pytest.mark.parametrize("then", ["install", "uninstall"])
