@@ -214,6 +214,7 @@ def test_a_recovered_node_gets_its_share_in_steps(checked_lab: Lab) -> None:
         return node.share > 0.333
 
     with configured(checked_lab, pool={"slow-start": seconds}):
+        await_that(lambda: all(node.share > 0.333 for node in checked.nodes(checked_lab).values()))
         with checks_dropped(checked_lab, "node1"):
             await_state(checked_lab, "node1", "down")
             last_down = time.monotonic()

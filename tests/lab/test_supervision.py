@@ -16,7 +16,7 @@ from lab import Host, Lab, Process
 from tests.lab.configured import outcomes
 from tests.lab.fetch import curl
 from tests.lab.observed import daemon_of, tun_of
-from tests.lab.sockets import await_that
+from tests.lab.sockets import PATIENCE_SECONDS, await_that
 from tests.lab.supervised import WATCHDOG_SECONDS, Manager, environment, start_again
 from tests.lab.traffic import traffic
 from tests.lab.wellbeing import assert_all_is_well
@@ -51,15 +51,15 @@ def test_a_manager_is_told_ready_reloading_and_stopping(running_lab: Lab, role: 
     with Manager() as manager:
         with environment(manager.environment):
             daemon = start_again(running_lab, role)
-        manager.hear_until("READY=1", WATCHDOG_SECONDS)
+        manager.hear_until("READY=1", PATIENCE_SECONDS)
         assert_all_is_well(running_lab)
         daemon.send_signal(signal.SIGHUP)
-        reloading = manager.hear_until("RELOADING=1", WATCHDOG_SECONDS)
+        reloading = manager.hear_until("RELOADING=1", PATIENCE_SECONDS)
         assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]+", reloading)
-        manager.hear_until("READY=1", WATCHDOG_SECONDS)
+        manager.hear_until("READY=1", PATIENCE_SECONDS)
         assert len(outcomes(daemon)) == 1
         assert daemon.stop() == 0
-        manager.hear_until("STOPPING=1", WATCHDOG_SECONDS)
+        manager.hear_until("STOPPING=1", PATIENCE_SECONDS)
         assert {message.partition("=")[0] for message in manager.said} == {
             "READY",
             "RELOADING",
