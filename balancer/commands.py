@@ -104,7 +104,8 @@ class BalancerCommands:
         except KeyError:
             return FlowSide("packetbridge", name, None, "is not configured any more")
         if word is None:
-            return FlowSide("packetbridge", name, None, f"does not answer: {channel.text}")
+            why = "nothing came in time" if channel.state is ChannelState.OK else channel.text
+            return FlowSide("packetbridge", name, None, f"does not answer: {why}")
         return FlowSide("packetbridge", name, word.report, "" if word.report else _UNKNOWN)
 
     async def _explain(self, wanted: Explain) -> Explanation:

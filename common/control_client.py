@@ -1,6 +1,7 @@
 """The client's side of a control socket (docs/control.md), blocking."""
 
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +45,10 @@ def ask(path: Path, do: str, /, *, within: float = ANSWER_SECONDS, **arguments: 
                 yield message["value"]
             elif "error" in message:
                 raise ControlError(str(message["error"]))
-            else:
+            elif "ok" in message:
                 return
+            else:
+                raise _stranger(path)
     raise ControlError(f"the daemon at {path} broke off its answer: see its log")
 
 
@@ -67,7 +70,11 @@ def _message(line: bytes, path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise ControlError(f"what listens on {path} is no daemon of l3dsr: name the right socket") from None
+        raise _stranger(path) from None
+
+
+def _stranger(path: Path) -> ControlError:
+    return ControlError(f"what listens on {path} is no daemon of l3dsr: name the right socket")
 
 
 def _connected(path: Path, within: float) -> socket.socket:
@@ -90,10 +97,21 @@ def _explained(path: Path, error: OSError) -> ControlError:
         case FileNotFoundError() | ConnectionRefusedError():
             return NotRunningError(f"no daemon listens on {path}: start it, or name its socket")
         case PermissionError():
-            return NotAllowedError(f"{path} is not for you: add yourself to its group (l3dsr), or use sudo")
+            return NotAllowedError(f"{path} is not for you: {_way_in(path)}")
         case BlockingIOError():
             return ControlError(f"the daemon at {path} has too many clients: try again later")
     return ControlError(f"cannot connect to {path}: {error.strerror or error}")
+
+
+def _way_in(path: Path) -> str:
+    """A socket is for root, and for its group where it has one of its own."""
+    try:
+        mode, group = path.stat().st_mode, path.group()
+    except (OSError, KeyError):  # its directory is closed, or the group has no name
+        return "use sudo"
+    if group == "root" or not mode & stat.S_IWGRP:
+        return "use sudo"
+    return f"add yourself to its group ({group}), or use sudo"
 
 
 def _lines(connection: socket.socket, path: Path, within: float) -> Iterator[bytes]:

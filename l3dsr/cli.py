@@ -1,7 +1,7 @@
 """The command `l3dsr`, the operator's tool.
 
 Exit codes: 0; 1 where what was asked for is not so, or cannot be (no such flow, faults found, no daemon);
-2 where the command line is wrong.
+2 where the command line is wrong; 130 after Ctrl-C.
 """
 
 import argparse

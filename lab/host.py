@@ -109,9 +109,9 @@ class Host:
         """
         route = self.run(["ip", "-4", "route", "show", "default"]).stdout.split()
         probes = self.run(["cat", LOSS_PROBES]).stdout
-        self.run(["tee", LOSS_PROBES], input="0")
-        self.run(["ip", "route", "change", *route, "rto_min", PATIENCE])
         try:
+            self.run(["tee", LOSS_PROBES], input="0")
+            self.run(["ip", "route", "change", *route, "rto_min", PATIENCE])
             yield
         finally:
             self.run(["ip", "route", "change", *route])

@@ -11,7 +11,7 @@ from l3dsr.doctor.facts import Kernel, Sysctl, addresses
 from l3dsr.doctor.finding import Finding, fault, ok, or_ok, warning
 from l3dsr.doctor.subject import Subject
 
-_OLDEST_EBPF, _OLDEST_TCX, _OLDEST_OWNER = (5, 17), (6, 6), (5, 12)
+_OLDEST_EBPF, _OLDEST_TCX, _OLDEST_OWNER = (6, 1), (6, 6), (5, 12)
 _STRICT = "1"
 _TUN_PREFIX = "l3dsr"
 _CONNTRACK = "net/netfilter/nf_conntrack"
@@ -41,7 +41,7 @@ def kernel(found: Kernel) -> Iterator[Finding]:
     elif version < _OLDEST_EBPF:
         yield warning(
             "kernel",
-            f"Linux {found.release} has no bpf_loop: engine raw only",
+            f"Linux {found.release} is too old for the programs of engine ebpf: engine raw only",
             f"use Linux {_text(_OLDEST_EBPF)} or newer",
         )
     elif found.has_tcx is None:
@@ -125,12 +125,13 @@ def _loosened(names: Iterable[str]) -> str:
 def conntrack(sysctl: Sysctl, subject: Subject) -> Iterator[Finding]:
     """A full table drops whatever is new: on engine raw each connection, which passes netfilter."""
     tracked, most = sysctl(f"{_CONNTRACK}_count"), sysctl(f"{_CONNTRACK}_max")
-    if tracked and most and int(tracked) > _NEARLY_FULL * int(most):
+    limit = int(most or 0)  # 0: there is none
+    if tracked and limit and int(tracked) > _NEARLY_FULL * limit:
         severity = warning if subject.engine == "ebpf" else fault
         yield severity(
             "conntrack",
-            f"{tracked} of {most} connections are tracked: what is new is dropped when that is all",
-            f"run `sysctl -w {_CONNTRACK.replace('/', '.')}_max={2 * int(most)}`, or track less (notrack)",
+            f"{tracked} of {limit} connections are tracked: what is new is dropped when that is all",
+            f"run `sysctl -w {_CONNTRACK.replace('/', '.')}_max={2 * limit}`, or track less (notrack)",
         )
 
 

@@ -309,7 +309,8 @@ def test_somebody_who_may_not_ask_the_daemon_is_told_so(sound_lab: Lab) -> None:
     tool = [str(daemon_program("l3dsr")), "status", f"--state-dir={sound_lab.balancer.state_directory}"]
     refused = sound_lab.balancer.run([*nobody, *tool], check=False)
     assert refused.returncode == 1
-    assert refused.stderr.endswith(" is not for you: add yourself to its group (l3dsr), or use sudo\n")
+    assert " is not for you: " in refused.stderr
+    assert refused.stderr.endswith("use sudo\n")
 
 
 @on_one_engine

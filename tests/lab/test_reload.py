@@ -116,8 +116,7 @@ def downloads(lab: Lab) -> Iterator[None]:
     targets = node_by_node(lab, [f"/slow/file/{number}/1m" for number in DOWNLOADS], "-I")
     content = lab.content.path("1m").read_bytes()
     with ExitStack() as all_open, ThreadPoolExecutor(len(targets)) as threads:
-        buffers = [connection(lab, receive_buffer=SMALL_BUFFER) for _ in targets]
-        clients = [all_open.enter_context(client) for client in buffers]
+        clients = [all_open.enter_context(connection(lab, receive_buffer=SMALL_BUFFER)) for _ in targets]
         for client, target in zip(clients, targets.values(), strict=True):
             say(client, target, "Connection: close")
         is_over = threading.Event()

@@ -359,7 +359,8 @@ def test_answer_without_an_end_is_an_error(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"[1]\n", b"\xff\n", b"[" * 9999 + b"\n"]
+    "said",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"[1]\n", b'{"QMP": {}}\n', b"\xff\n", b"[" * 9999 + b"\n"],
 )
 def test_somebody_who_is_no_daemon_is_an_error(path: Path, said: bytes) -> None:
     with _saying(path, said), pytest.raises(ControlError, match="is no daemon of l3dsr"):

@@ -4,6 +4,9 @@ import logging
 import os
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +19,18 @@ from common.control import Command, ControlSocket
 from common.control_client import NotRunningError, ask_once
 from common.net.errors import HostError
 from tests.unit.serving import serving
+
+_AS_A_STRANGER = """
+import os, sys
+from l3dsr.cli import main
+
+os.setgroups([])
+os.setgid(65533)
+os.setuid(65533)
+del sys.argv[0]
+main()
+"""
+"""The tool's modules may be where a stranger does not come."""
 
 
 async def _status(_: Arguments) -> str:
@@ -61,6 +76,30 @@ def test_group_that_does_not_exist_is_refused(path: Path) -> None:
     with pytest.raises(HostError, match="there is no group l3dsr-no-such-group for the control socket"):
         ControlSocket(path, "l3dsr-no-such-group")
     assert not path.exists()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("owners", "mode", "way_in"),
+    [
+        ("root:nogroup", 0o660, "add yourself to its group (nogroup), or use sudo"),
+        ("root:nogroup", 0o600, "use sudo"),
+        ("root:root", 0o660, "use sudo"),
+        ("root:4000000", 0o660, "use sudo"),
+    ],
+)
+def test_who_may_not_use_the_socket_is_told_the_way_in(owners: str, mode: int, way_in: str) -> None:
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as daemon:
+        Path(directory).chmod(0o755)
+        path = Path(directory, "daemon.sock")
+        daemon.bind(str(path))
+        daemon.listen()
+        subprocess.run(["chown", owners, path], check=True)
+        path.chmod(mode)
+        tool = [sys.executable, "-c", _AS_A_STRANGER, "l3dsr", "status", f"--socket={path}"]
+        refused = subprocess.run(tool, stderr=subprocess.PIPE, text=True, check=False)
+        assert refused.returncode == 1
+        assert refused.stderr == f"l3dsr status: {path} is not for you: {way_in}\n"
 
 
 def test_socket_of_a_dead_daemon_is_replaced(path: Path) -> None:

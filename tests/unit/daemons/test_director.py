@@ -154,12 +154,7 @@ def test_a_node_without_a_route_is_said_and_does_not_keep_the_others_from_being_
 
     mtus[ADDRESSES["b"]] = 1400
     director.look_at_paths()
-
-    async def look() -> None:
-        with trio.move_on_after(0.3):
-            await director.run()
-
-    trio.run(look)
+    trio.run(running, director, lambda: len(caplog.messages) == 2)
     assert [service.max_payload for service in director.services] == [whole - 100]
     assert caplog.messages == ["no route to 10.0.0.3", "no longer: no route to 10.0.0.3"]
 

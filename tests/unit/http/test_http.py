@@ -230,7 +230,7 @@ def test_connections_beyond_the_bound_are_refused_while_all_are_being_answered()
 
     async def slow() -> bytes:
         asked.release()
-        await trio.to_thread.run_sync(is_open.wait, 10)
+        await trio.to_thread.run_sync(is_open.wait, 60)
         return b"at last\n"
 
     with _served({"/": Page("text/plain", slow)}) as address, ExitStack() as stack:

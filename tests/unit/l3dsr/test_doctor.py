@@ -115,6 +115,10 @@ def test_a_table_of_tracked_connections_that_is_nearly_full_is_a_fault() -> None
     assert not list(host.conntrack(sysctls(), NODE))
 
 
+def test_a_table_of_tracked_connections_without_a_limit_is_never_full() -> None:
+    assert not list(host.conntrack(sysctls(nf_conntrack_count="9", nf_conntrack_max="0"), NODE))
+
+
 def test_a_tun_that_no_longer_forwards_is_a_fault() -> None:
     values = {"net/ipv4/conf/l3dsr0/forwarding": "0", "net/ipv4/ip_forward": "0"}
     assert the(host.forwarding(values.get, [interface("l3dsr0")])).level is Level.FAULT
