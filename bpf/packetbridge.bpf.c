@@ -1,5 +1,6 @@
 /* The packetbridge's data plane: tc programs at ingress and egress of every tapped interface, at ingress
- * of the TUN too, and two that Python runs: every few seconds, and where a service is gone. packetbridge/core is the same in Python. */
+ * of the TUN too, and two that Python runs: every few seconds, and where a service is gone.
+ * packetbridge/core is the same in Python. */
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <linux/pkt_cls.h>

@@ -70,10 +70,11 @@ class NodeRoutes:
         """Nodes that are configured no more and have no flows. Should one get a flow at this very moment, its
         packets are left to the kernel.
         """
-        if not self._mtus.keys() - self._configured:
+        others = self._mtus.keys() - self._configured
+        if not others:
             return
         await in_thread(mark)
-        for node in self._mtus.keys() - self._configured:
+        for node in others - self._configured:
             row = self._routes.lookup(node.packed)
             if row is None or not ROUTE.unpack(row).marked:
                 self._routes.delete(node.packed)

@@ -6,6 +6,7 @@ another map is put into a place, the kernel waits until no program can have foun
 is there is written anew if it has been out of use for so long that no program still reads it.
 """
 
+import math
 import os
 import time
 from collections.abc import Container, Iterable
@@ -46,7 +47,7 @@ class PublishedServices:
         self._inner: dict[int, int] = {}
         """Descriptors of the maps that this run has put into places."""
         self._left: dict[int, float] = {}
-        """When a place went out of use."""
+        """When a place went out of use, as far as it was in use."""
 
     def close(self) -> None:
         for descriptor in self._inner.values():
@@ -92,7 +93,7 @@ class PublishedServices:
             return Draft(service, slots, before, None)
         place = first + MAX_SERVICES * (first in used)
         inner = self._inner.get(place)
-        if inner is not None and time.monotonic() - self._left[place] > QUIET_SECONDS:
+        if inner is not None and time.monotonic() - self._left.get(place, -math.inf) > QUIET_SECONDS:
             ArrayMap(inner).update(0, slots)
             return Draft(service, slots, place, None)
         inner = create_array("maglev", abi.TABLE_SIZE, 1)

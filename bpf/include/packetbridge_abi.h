@@ -20,6 +20,7 @@ enum standing {
     STANDING_UNCOUNTED = 0,
     STANDING_COUNTED = 1,
     STANDING_LEAVING = 2,
+    STANDING_DOUBTED = 3,
 };
 
 enum counter {

@@ -38,6 +38,8 @@ class StandingNumber(IntEnum):
     COUNTED = 1
     LEAVING = 2
     """Who has set it removes or replaces the flow."""
+    DOUBTED = 3
+    """It was LEAVING when a sweep came by. If it is still there at the next, nobody removes it."""
 
 
 class ServiceRow(NamedTuple):

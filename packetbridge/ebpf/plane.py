@@ -266,7 +266,7 @@ def _plan(limits: Limits, bridge: IPv4Address, directory: Path, *, adopt: bool) 
         identity=identity(
             entries,
             layouts=(*SHARED, *abi.STRUCTS),
-            numbers=(PhaseNumber, abi.StateNumber, abi.Counter),
+            numbers=(PhaseNumber, abi.StateNumber, abi.StandingNumber, abi.Counter),
         ),
         layout=carried_over.LAYOUT,
         pins=_pins(bridge, directory),

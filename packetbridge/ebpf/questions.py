@@ -54,11 +54,6 @@ class Questions:
                 self.settle(questions, existing, time.monotonic())
             await trio.sleep(_PAUSE_SECONDS)
 
-    def answer_all(self, now: float) -> None:
-        """``now`` is seconds of the monotonic clock."""
-        questions = self.take()
-        self.settle(questions, self.existing(flows_of(questions)), now)
-
     def take(self) -> list[Question]:
         """Those that are in the map, which are then answered by the caller."""
         questions = []
@@ -70,7 +65,9 @@ class Questions:
         return questions
 
     def settle(self, questions: Sequence[Question], existing: Container[FlowKey], now: float) -> None:
-        """A flow that has changed since its question was taken, or is another by now, is not idle."""
+        """``now`` is seconds of the monotonic clock. A flow that has changed since its question was taken, or
+        is another by now, is not idle.
+        """
         for key, row, flow in questions:
             if flow in existing:
                 self._counters["socket_exists"] += 1

@@ -85,8 +85,9 @@ static __always_inline void turned(struct open_flows *of_vip, int change)
     __sync_fetch_and_add(&of_vip->done, 1);
 }
 
-/* Has the flow counted as open while it is not over; after every packet by which it may be, or may be not any
- * more. Of several CPUs that have changed a phase, the last to read the standing sees what all have written. */
+/* Has the flow counted as open while it is not over; after every packet by which it may be, or may be not
+ * any more. Of several CPUs that have changed a phase, the last to read the standing sees what all have
+ * written. */
 static __noinline void flow_settle(const struct flow_id *id, struct bridge_flow *flow)
 {
     struct open_flows *of_vip;
@@ -96,7 +97,7 @@ static __noinline void flow_settle(const struct flow_id *id, struct bridge_flow 
     for (int attempt = 0; attempt < SETTLE_ATTEMPTS; attempt++) {
         standing = __sync_fetch_and_add(&flow->standing, 0); /* a full barrier */
         due = is_over(flow) ? STANDING_UNCOUNTED : STANDING_COUNTED;
-        if (standing == due || standing == STANDING_LEAVING)
+        if (standing == due || standing >= STANDING_LEAVING)
             return;
         of_vip = turning(id);
         change = due == STANDING_COUNTED ? 1 : -1;
@@ -106,8 +107,8 @@ static __noinline void flow_settle(const struct flow_id *id, struct bridge_flow 
     }
 }
 
-/* Makes the flow this CPU's to remove or replace, unless it is another's: then it was STANDING_LEAVING. Returns
- * how it stood. */
+/* Makes the flow this CPU's to remove or replace, unless it is another's: then it was STANDING_LEAVING.
+ * Returns how it stood. */
 static __always_inline __u32 flow_claim(struct bridge_flow *flow)
 {
     return __sync_lock_test_and_set(&flow->standing, STANDING_LEAVING);

@@ -63,8 +63,8 @@ static __always_inline void fill_head(struct stash_head *head, const struct hand
     };
 }
 
-/* Puts the flow into the map, in the place of `p->flow` if there is one that no other CPU has claimed. 0, or a
- * negative error. */
+/* Puts the flow into the map, in the place of `p->flow` if there is one that no other CPU has claimed. 0, or
+ * a negative error. */
 static __always_inline long flow_put(struct passage *p, const struct bridge_flow *made)
 {
     struct open_flows *of_vip = turning(&p->id);

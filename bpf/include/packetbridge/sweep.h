@@ -42,11 +42,28 @@ static __always_inline void sweep_counts(struct sweep *sweep, const struct flow_
         of_vip->swept++;
 }
 
+/* Whether a CPU is about to remove the flow, which takes it no longer than until the next sweep. The kernel
+ * gives an element to a new flow as soon as it is free: a CPU that was held up before it claimed its flow may
+ * have claimed the new one, and removes another. So may a row be LEAVING that Python has written back. */
+static __always_inline int is_leaving(struct bridge_flow *flow)
+{
+    __u32 standing = flow->standing;
+
+    if (standing == STANDING_DOUBTED)
+        __sync_val_compare_and_swap(&flow->standing, STANDING_DOUBTED, STANDING_UNCOUNTED);
+    if (standing != STANDING_LEAVING)
+        return 0;
+    __sync_val_compare_and_swap(&flow->standing, STANDING_LEAVING, STANDING_DOUBTED);
+    return 1;
+}
+
 static long sweep_flow(void *map, struct flow_id *key, struct bridge_flow *flow, struct sweep *sweep)
 {
     struct flow_id id = *key;
 
     (void)map;
+    if (is_leaving(flow))
+        return 0;
     if (!is_idle(flow, sweep->now) && !(sweep->needs_room && is_closed(flow))) {
         sweep_counts(sweep, &id, flow);
         return 0;
@@ -79,8 +96,8 @@ static long begin_open(__u32 vip_index, void *context)
     return 0;
 }
 
-/* A flow whose standing was turned during the sweep may have been seen before or after. What was swept differs
- * from what had been counted by no more than that, or else Python has deleted flows: the rest. */
+/* A flow whose standing was turned during the sweep may have been seen before or after. What was swept
+ * differs from what had been counted by no more than that, or else Python has deleted flows: the rest. */
 static long correct_open(__u32 vip_index, void *context)
 {
     struct open_flows *of_vip = bpf_map_lookup_elem(&open_flows, &vip_index);

@@ -28,7 +28,7 @@ from packetbridge.core.step import Step
 from packetbridge.ebpf import abi
 from packetbridge.ebpf.flows import MapFlows, backend_key, index_of, key_of_backend
 from packetbridge.ebpf.passed_up import PassedUp
-from packetbridge.ebpf.questions import Questions
+from packetbridge.ebpf.questions import Questions, flows_of
 from packetbridge.ebpf.served import ServedMaps
 from tests.bpf.arrays import clear_array
 from tests.conformance import loaded
@@ -216,7 +216,9 @@ class Programs:
     def answer(self, said: Mapping[bytes, bool]) -> None:
         query = cast("SocketQuery", _Said(said))
         services, counters = self._services, self._python.counters
-        Questions(self._questions, query, services, self.flows, counters).answer_all(self.now)
+        asking = Questions(self._questions, query, services, self.flows, counters)
+        questions = asking.take()
+        asking.settle(questions, asking.existing(flows_of(questions)), self.now)
 
     @property
     def waiting_bytes(self) -> int:

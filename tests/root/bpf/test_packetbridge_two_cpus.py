@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Sequence
 from ctypes import c_uint64
 from functools import partial
@@ -14,7 +15,7 @@ from common.bpf.run import SkBuff, run_packet, run_syscall
 from common.wire import handoff as wire_handoff
 from common.wire import segment
 from common.wire.offload import Packet
-from packetbridge.ebpf.abi import FLOW, FlowRow, StateNumber
+from packetbridge.ebpf.abi import FLOW, FlowRow, StandingNumber, StateNumber
 from tests.root.bpf.packetbridge_twin import KEYS, LINK, LOOPBACK, NOW, SERVICES, Programs
 from tests.unit.packetbridge import scene
 from tests.unit.packetbridge.scene import CI, LI, SI, SIZE, WALL, from_backend, from_client
@@ -29,6 +30,8 @@ SOURCE_PORT, DESTINATION_PORT = 20, 22
 """Where they stand in a packet."""
 SWEEPS = 60
 Run = Callable[[], object]
+STEP_SECONDS = 10
+"""For so long two processes keep in step: on a busy machine each step takes its time."""
 PATIENCE = 60
 """Seconds."""
 
@@ -81,9 +84,10 @@ def run_each(work: Sequence[Run]) -> None:
 def run_all(work: Sequence[Run], turns: Any, mine: int, cpu: int) -> None:
     """In step with the other process: neither begins its nth run before both have come to it."""
     os.sched_setaffinity(0, {cpu})
+    end = time.monotonic() + STEP_SECONDS
     for turn, run in enumerate(work, 1):
         turns[mine] = turn
-        while turns[1 - mine] < turn:
+        while turns[1 - mine] < turn and time.monotonic() < end:
             os.sched_yield()
         run()
 
@@ -113,6 +117,15 @@ def begin(programs: Programs, phase: PhaseNumber) -> None:
     programs.set_time(NOW, WALL)
     for port in PORTS:
         programs.flows.update(key(port), FLOW.pack(established(phase)))
+    programs.sweep()
+
+
+def begin_claimed(programs: Programs, phase: PhaseNumber) -> None:
+    """With one flow, which a CPU has claimed and does not remove."""
+    programs.begin(SERVICES)
+    programs.set_time(NOW, WALL)
+    claimed = established(phase)._replace(standing=StandingNumber.LEAVING)
+    programs.flows.update(key(PORTS[0]), FLOW.pack(claimed))
     programs.sweep()
 
 
@@ -150,3 +163,29 @@ def test_a_flow_whose_handoff_comes_on_two_cpus_begins_once(bridge_programs: Pro
     at_once(copies, copies)
     assert bridge_programs.flows.count() == FLOWS
     assert open_flows(bridge_programs) == FLOWS
+
+
+def test_a_flow_that_is_claimed_and_not_removed_counts_again(bridge_programs: Programs) -> None:
+    begin_claimed(bridge_programs, PhaseNumber.OPEN)
+    assert open_flows(bridge_programs) == 0
+    bridge_programs.sweep()
+    assert open_flows(bridge_programs) == 1
+    run_each(runs(bridge_programs.program("ingress"), for_each_port(from_client(flags=RST), SOURCE_PORT)[:1]))
+    assert open_flows(bridge_programs) == 0
+
+
+def test_a_flow_that_is_claimed_and_not_removed_is_swept_when_it_is_idle(bridge_programs: Programs) -> None:
+    begin_claimed(bridge_programs, PhaseNumber.FINISHED)
+    bridge_programs.set_time(NOW + 100, WALL)
+    for left in (1, 0):
+        assert bridge_programs.flows.count() == left
+        bridge_programs.sweep()
+    assert bridge_programs.flows.count() == 0
+
+
+def test_a_flow_that_is_claimed_and_not_removed_makes_room_for_a_later_one(bridge_programs: Programs) -> None:
+    begin_claimed(bridge_programs, PhaseNumber.OPEN)
+    run_each(runs(bridge_programs.program("ingress"), handoffs()[:1]))
+    ((_, row),) = bridge_programs.flows.items()
+    assert FLOW.unpack(row).client_isn == CI + 9999
+    assert open_flows(bridge_programs) == 1

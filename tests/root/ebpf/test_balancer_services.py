@@ -13,9 +13,11 @@ from balancer.core.service import NonHttp, Service
 from balancer.ebpf.abi import SERVICE, ServiceRow
 from balancer.ebpf.services import QUIET_SECONDS, PublishedServices, service_row
 from common.bpf import libbpf
+from common.bpf.abi import MAX_SERVICES
 from common.bpf.maps import ArrayMap, HashMap, MapOfMaps
 from common.bpf.objects import BpfObject, object_path
 from common.hashing.request_key import KeySpec
+from common.tables import TableFullError
 from tests.unit.balancer.scene import INDEX, NODES, PORT, VIP, make_service, packed
 
 pytestmark = pytest.mark.root
@@ -120,6 +122,17 @@ def test_a_table_that_programs_may_still_read_is_not_written_but_replaced(maps: 
     maps.publish(make_service("node3"))
     assert maps.row().table == first
     assert maps.table(first)[0] != map_of_first
+
+
+def test_a_service_whose_row_had_no_room_is_published_when_there_is_some(maps: Maps) -> None:
+    others = [struct.pack(">IHH", number, 80, 0) for number in range(MAX_SERVICES)]
+    for key in others:
+        maps.rows.update(key, bytes(SERVICE.size))
+    with pytest.raises(TableFullError):
+        maps.publish(make_service("node1"))
+    maps.rows.delete(others[0])
+    maps.publish(make_service("node2"))
+    assert maps.table(maps.row().table)[1] == [packed(NODES["node2"])] * SLOTS
 
 
 def test_a_service_that_takes_over_an_index_does_not_write_the_table_in_use(maps: Maps) -> None:

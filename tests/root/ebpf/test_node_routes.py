@@ -146,6 +146,24 @@ def test_node_that_is_configured_no_more_is_forgotten_when_it_has_no_flows(
     trio.run(follow)
 
 
+def test_node_that_is_configured_no_more_while_flows_are_looked_for_stays(
+    hosts: Hosts, routes: HashMap
+) -> None:
+    async def follow() -> None:
+        with closing(NetworkWatch()) as watch:
+            kept = NodeRoutes(routes, [CLIENT, SERVER, BEHIND])
+            kept.serve([CLIENT, SERVER])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    kept.follow, watch, nothing, lambda: trio.from_thread.run_sync(kept.serve, [CLIENT])
+                )
+                hosts.middle.run("ip link set m1 mtu 1400")
+                await seen(lambda: {key for key, _ in routes.items()} == {CLIENT.packed, SERVER.packed})
+                nursery.cancel_scope.cancel()
+
+    trio.run(follow)
+
+
 Change = Callable[[Hosts], object]
 CHANGES: dict[str, tuple[Change, tuple[str | None, IPv4Address]]] = {
     "another gateway": (

@@ -14,7 +14,7 @@ from packetbridge.core.service import Service
 from packetbridge.ebpf import questions as asking
 from packetbridge.ebpf.abi import FLOW, StateNumber
 from packetbridge.ebpf.flows import backend_key, index_of, key_of_backend
-from packetbridge.ebpf.questions import Questions
+from packetbridge.ebpf.questions import Questions, flows_of
 from packetbridge.ebpf.waiting_room import Openness
 from tests.root.ebpf.bridge_flows import KEY, OTHER_KEY, SEEN, BridgeMaps, bridge_maps, row
 from tests.root.namespaces import CLIENT, MIDDLE, Hosts
@@ -64,7 +64,9 @@ def ask(maps: BridgeMaps, query: SocketQuery, *keys: bytes) -> Counters[str]:
     for key in keys:
         maps.questions.update(key, SEEN.to_bytes(4, "little"))
     counters: Counters[str] = Counters()
-    Questions(maps.questions, query, {1: OURS}, maps.table, counters).answer_all(NOW)
+    asking = Questions(maps.questions, query, {1: OURS}, maps.table, counters)
+    questions = asking.take()
+    asking.settle(questions, asking.existing(flows_of(questions)), NOW)
     assert maps.questions.count() == 0
     return counters
 
