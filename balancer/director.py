@@ -106,8 +106,10 @@ class Director:
         """Another configuration, all of it; or `ConfigError` or `HostError`, and all stays as it was."""
         planned, changes = self._planned(config, time.monotonic())
         self._apply([served.service for served in planned.values()])
-        self._handed_before.clear()
         self._served = planned
+        for index, address in list(self._handed_before):
+            if index not in self._indexes_with(address):
+                del self._handed_before[index, address]
         self._tell(changes)
         self.generation += 1
         self._wake()

@@ -311,3 +311,19 @@ def test_flows_that_cross_a_nodes_word_are_counted_once(
         loads.count(1, NODE)
     director.hear(NODE, {1: said}, 101.0)
     assert loads.of(1, NODE).flows == taken
+
+
+def test_flows_handed_over_before_a_reload_count_beside_the_word_that_comes_after_it(
+    loaded: tuple[Director, CountedLoads], directory: Path
+) -> None:
+    director, loads = loaded
+    director.ask(NODE, 100.0)
+    loads.count(1, NODE)
+    director.configure(configured(directory, www="ac"))
+    director.hear(NODE, {1: 5}, 100.0)
+    assert loads.of(1, NODE).flows == 6
+    director.configure(configured(directory, www="bc"))
+    director.configure(configured(directory, www="ac"))
+    director.hear_nothing(NODE)
+    director.hear(NODE, {1: 5}, 100.0)
+    assert loads.of(1, NODE).flows == 5
