@@ -70,7 +70,7 @@ class Traffic:
             )
 
         await_that(goes_on, seconds)
-        assert self._complaints == []
+        assert self._complaints == [], self._complaints
         for node, (client, target) in self._kept.items():
             assert ask(client, target).node == node
 

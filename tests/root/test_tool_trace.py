@@ -44,18 +44,18 @@ def state_dir(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
+def trace_in(where: Namespace, state_dir: Path, *arguments: str) -> list[str]:
+    tool = [sys.executable, "-m", "l3dsr", "trace", "--state-dir", str(state_dir), *arguments]
+    return ["ip", "netns", "exec", where.name, *tool]
+
+
 @contextmanager
 def tracing(
     where: Namespace, state_dir: Path, *arguments: str, stdout: int = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[str]]:
     """Once its socket is there."""
-    tool = [sys.executable, "-m", "l3dsr", "trace", "--state-dir", str(state_dir), *arguments]
-    process = subprocess.Popen(
-        ["ip", "netns", "exec", where.name, *tool],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    argv = trace_in(where, state_dir, *arguments)
+    process = subprocess.Popen(argv, stdout=stdout, stderr=subprocess.PIPE, text=True)
     try:
         end = time.monotonic() + 20
         while len(where.run("cat /proc/net/packet").splitlines()) < 2:
@@ -137,10 +137,11 @@ def test_a_reader_of_standard_output_gets_each_packet_as_it_passes(hosts: Hosts,
         assert pipe.read() == b""
 
 
-def test_an_unwritable_file_is_one_line_when_it_is_closed(hosts: Hosts, state_dir: Path) -> None:
-    with tracing(hosts.middle, state_dir, "-w", "/dev/full", "-c", "1") as trace:
-        _, err = trace.communicate(timeout=20)
-    assert (trace.returncode, err) == (1, "l3dsr trace: cannot write /dev/full: No space left on device\n")
+def test_an_unwritable_file_is_one_line(hosts: Hosts, state_dir: Path) -> None:
+    argv = trace_in(hosts.middle, state_dir, "-w", "/dev/full")
+    trace = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    said = "l3dsr trace: cannot write /dev/full: No space left on device\n"
+    assert (trace.returncode, trace.stderr) == (1, said)
 
 
 def test_interfaces_may_come_and_go_meanwhile(hosts: Hosts, state_dir: Path) -> None:
