@@ -8,11 +8,11 @@ from balancer.core.channel import NodeWord, State
 from balancer.core.roster import MemberState
 from balancer.director import Director, Served
 from balancer.engine import BalancerEngine
-from common.console import Sparingly
 from common.engine import Counts
 from common.log import lost_lines
 from common.release import RELEASE
 from common.reports import BalancerReport, ChannelReport, NodeReport, ServiceReport
+from common.sparingly import Sparingly
 
 CLOCK_WARNING_SECONDS = 20.0
 """Handoffs that are a minute off are refused."""

@@ -1,6 +1,5 @@
 """What an operator may ask and tell either daemon while it runs (docs/control.md)."""
 
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +13,6 @@ from common.reports import FlowReport, Report
 
 _BATCH = 256
 """Flows looked through before packets have their turn."""
-_SHARE = 20
-"""What walks through all flows is asked again after so many times what it took."""
 
 
 class Desk(NamedTuple):
@@ -95,20 +92,3 @@ def indexes_of(vip: str | None, served: Mapping[Endpoint, int]) -> list[int]:
     if wanted not in served:
         raise ConfigError(f"there is no VIP {wanted}; there are {', '.join(map(str, served))}")
     return [served[wanted]]
-
-
-class Sparingly:
-    """An expensive number, asked seldom enough to cost next to nothing."""
-
-    def __init__(self, ask: Callable[[], Counts]) -> None:
-        self._ask = ask
-        self._known: Counts = {}
-        self._next = 0.0
-
-    def __call__(self) -> Counts:
-        began = time.monotonic()
-        if began >= self._next:
-            self._known = self._ask()
-            ended = time.monotonic()
-            self._next = ended + _SHARE * (ended - began)
-        return self._known

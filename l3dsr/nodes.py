@@ -1,7 +1,6 @@
 """`l3dsr drain`, `undrain`, `disable`, `enable`, `weight` and `reload`: what changes a daemon's mind."""
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from common.config import MAX_WEIGHT, ConfigError, parse_number
 from common.control_client import ControlError, ask, ask_once
 from common.reports import BalancerReport
+from common.sparingly import Sparingly
 from l3dsr import sockets, text
 from l3dsr.options import Parser
 from l3dsr.status import UP
@@ -26,8 +26,6 @@ STEADY_SECONDS = 2.0
 """For so long a node must say that it has no flows: its word is up to a second old, and a handoff may have
 been on its way.
 """
-COST_SHARE = 20
-"""What walks through all flows is asked for again after so many times what it took."""
 _BAR_WIDTH = 30
 
 
@@ -141,9 +139,7 @@ class FlowsLeft:
         """``path`` is the balancer's control socket."""
         self._path = path
         self._node = node
-        self._clock = clock
-        self._known = 0
-        self._asked_again_at = -math.inf
+        self._remembered = Sparingly(self._flows_remembered, clock)
 
     def count(self) -> int:
         report = sockets.convert(ask_once(self._path, "status"), BalancerReport)
@@ -159,14 +155,9 @@ class FlowsLeft:
         left: int = sum(counted)
         return min(left, self._remembered()) if 0 < left <= len(said) else left
 
-    def _remembered(self) -> int:
-        """By the balancer, lately."""
-        began = self._clock()
-        if began >= self._asked_again_at:
-            self._known = sum(1 for _ in ask(self._path, "flows", node=self._node, limit=10_000_000))
-            ended = self._clock()
-            self._asked_again_at = ended + COST_SHARE * (ended - began)
-        return self._known
+    def _flows_remembered(self) -> int:
+        """By the balancer."""
+        return sum(1 for _ in ask(self._path, "flows", node=self._node, limit=10_000_000))
 
 
 class _Progress:

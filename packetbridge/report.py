@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 
-from common.console import Sparingly
 from common.engine import Counts
 from common.log import lost_lines
 from common.net import host
 from common.release import RELEASE
 from common.reports import PacketbridgeReport, VipReport
+from common.sparingly import Sparingly
 from common.wire.channel import NodeFacts, ServedVip
 from packetbridge.config import PacketbridgeConfig
 from packetbridge.engine import PacketbridgeEngine

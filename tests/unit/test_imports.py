@@ -72,7 +72,7 @@ LAYERS = (
     _layer("common.reports", may_import=(), third_party="msgspec", pure=True),
     _layer(*CONFIGURATION, may_import=CORE, third_party="msgspec structlog"),
     _layer("common.net", may_import=("common.wire", "common.config"), third_party="pyroute2 trio"),
-    _layer("common.threads", may_import=(), third_party="trio"),
+    _layer("common.threads", "common.sparingly", may_import=(), third_party="trio"),
     _layer("common.keyring", may_import=(*CORE, "common.config"), third_party="siphash24"),
     _layer(
         "common.bpf",
